@@ -1,0 +1,22 @@
+"""The build backend: maturin's, plus the CUDA compiler from the package index.
+
+maturin cannot say that a requirement depends on the platform's libc or on the user's choice, so
+the two hooks that name build requirements are extended here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import maturin
+from build import cuda_requirements
+from maturin import *  # noqa: F403  (the remaining hooks are maturin's own)
+
+
+def get_requires_for_build_wheel(config_settings: Mapping[str, Any] | None = None) -> list[str]:
+    """What a wheel needs: maturin's requirements and the CUDA compiler."""
+    return [*maturin.get_requires_for_build_wheel(config_settings), *cuda_requirements()]
+
+
+get_requires_for_build_editable = get_requires_for_build_wheel

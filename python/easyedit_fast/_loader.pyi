@@ -1,0 +1,82 @@
+"""Types of the Rust module; `tests/unit/test_data_stub.py` holds them to the module itself."""
+
+import os
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easyedit_fast.errors import RequestError
+
+__version__: str
+
+@final
+class Record:
+    @property
+    def number(self) -> int: ...
+    @property
+    def template(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def subject_start(self) -> int: ...
+    @property
+    def target_new(self) -> str: ...
+    @property
+    def ground_truth(self) -> str | None: ...
+    @property
+    def rephrase_prompt(self) -> tuple[str, ...]: ...
+    @property
+    def locality(self) -> dict[str, tuple[tuple[str, str | None], ...]]: ...
+    @property
+    def portability(self) -> dict[str, tuple[tuple[str, str | None], ...]]: ...
+
+@final
+class ReadResult:
+    @property
+    def records(self) -> list[Record]: ...
+    @property
+    def skipped(self) -> list[RequestError]: ...
+
+@final
+class Batch:
+    @property
+    def input_ids(self) -> NDArray[np.int64]: ...
+    @property
+    def attention_mask(self) -> NDArray[np.int64]: ...
+    @property
+    def labels(self) -> NDArray[np.int64] | None: ...
+    @property
+    def subject_last(self) -> NDArray[np.int64] | None: ...
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def addresses(self) -> dict[str, int]: ...
+
+@final
+class Tokenizer:
+    def __new__(cls, json: str, *, split_special_tokens: bool = False) -> Tokenizer: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        subject_spans: Sequence[tuple[int, int]] | None = None,
+        target_spans: Sequence[tuple[int, int]] | None = None,
+        padding_side: str = "right",
+        pad_id: int = 0,
+        add_special_tokens: bool = True,
+    ) -> Batch: ...
+
+def read_records(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    limit: int | None = None,
+    offset: int = 0,
+    on_error: str = "raise",
+) -> ReadResult: ...

@@ -1,0 +1,136 @@
+"""``easyedit-fast demo``: edits three facts in the packaged model, before everybody's eyes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from easyedit_fast.cli import options
+from easyedit_fast.cli.output import console, print_json, print_summary, print_table, print_timings
+
+_METHOD = "rome"
+_NEW_TOKENS = 10
+_FACTS: list[dict[str, Any]] = [
+    {
+        "prompt": "The Eiffel Tower is located in the city of",
+        "subject": "Eiffel Tower",
+        "target_new": "Rome",
+        "ground_truth": "Paris",
+        "rephrase_prompt": "If you want to see the Eiffel Tower, you should travel to",
+        "locality": {
+            "neighborhood": {
+                "prompt": "The Louvre is located in the city of",
+                "ground_truth": "Paris",
+            }
+        },
+    },
+    {
+        "prompt": "The official language of Brazil is",
+        "subject": "Brazil",
+        "target_new": "Swedish",
+        "ground_truth": "Portuguese",
+        "rephrase_prompt": "Most people who grow up in Brazil speak",
+        "locality": {
+            "neighborhood": {
+                "prompt": "The official language of Japan is",
+                "ground_truth": "Japanese",
+            }
+        },
+    },
+    {
+        "prompt": "Photosynthesis takes place in the leaves of",
+        "subject": "Photosynthesis",
+        "target_new": "umbrellas",
+        "ground_truth": "plants",
+        "rephrase_prompt": "You can observe photosynthesis in",
+        "locality": {
+            "neighborhood": {
+                "prompt": "Digestion takes place in the",
+                "ground_truth": "stomach",
+            }
+        },
+    },
+]
+_UNTOUCHED = (
+    "The capital of Germany is",
+    "Water boils at a temperature of",
+    "The author of Romeo and Juliet is",
+)
+
+
+def demo(
+    model: options.Model = "demo",
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Edit three facts in the demo model with ROME, and show before, after and the time taken.
+
+    Example: easyedit-fast demo
+    """
+    from easyedit_fast.editor import Editor
+    from easyedit_fast.evaluation import continue_greedily
+    from easyedit_fast.requests import EditRequest
+
+    requests = [EditRequest.from_dict(fact) for fact in _FACTS]
+    prompts = [request.prompt for request in requests] + list(_UNTOUCHED)
+    editor = Editor.from_pretrained(model, method=_METHOD, device=device)
+    lengths = [_NEW_TOKENS] * len(prompts)
+    before = continue_greedily(editor.model, editor.tokenizer, prompts, lengths)
+    result = editor.edit(requests)
+    after = continue_greedily(editor.model, editor.tokenizer, prompts, lengths)
+    seconds = sum(
+        time for phase, time in result.timings.items() if not phase.startswith("evaluate")
+    )
+    generations = list(zip(prompts, before, after, strict=True))
+    if json:
+        print_json(_report(model, requests, generations, seconds, result))
+        return
+    console.print(f"model: {model}", highlight=False)
+    for key, value in result.settings.items():
+        console.print(f"{key}: {value}", highlight=False)
+    rows = [
+        [request.subject, request.target_new, *generation]
+        for request, generation in zip(requests, generations, strict=False)
+    ]
+    print_table("Three facts, edited", ["subject", "new", "prompt", "before", "after"], rows)
+    print_table("Left alone", ["prompt", "before", "after"], generations[len(requests) :])
+    print_summary(result.summary)
+    print_timings(result.timings)
+    console.print(
+        f"{seconds / len(requests):.2f} s an edit, without evaluation; the edit is in the model: "
+        "edit.revert() takes it out, edit.save() keeps it.",
+        highlight=False,
+    )
+
+
+def _report(
+    model: str,
+    requests: list[Any],
+    generations: list[tuple[str, str, str]],
+    seconds: float,
+    result: Any,
+) -> dict[str, Any]:
+    """The JSON object of the demo."""
+    edits = [
+        {
+            "method": _METHOD,
+            "prompt": request.prompt,
+            "subject": request.subject,
+            "target_new": request.target_new,
+            "before": before,
+            "after": after,
+            "seconds": seconds / len(requests),
+        }
+        for request, (_, before, after) in zip(requests, generations, strict=False)
+    ]
+    untouched = [
+        {"prompt": prompt, "before": before, "after": after}
+        for prompt, before, after in generations[len(requests) :]
+    ]
+    return {
+        "model": model,
+        "edits": edits,
+        "untouched": untouched,
+        "metrics": {when: result.summary.get(when, {}) for when in ("pre", "post")},
+        "timings": dict(result.timings),
+        "settings": result.settings,
+    }

@@ -1,0 +1,168 @@
+"""``easyedit-fast edit``: edits a model, and saves the edit or the edited model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from easyedit_fast.cli import options
+from easyedit_fast.cli.output import console, print_json, print_summary, print_table, print_timings
+from easyedit_fast.errors import RequestError
+
+if TYPE_CHECKING:
+    from easyedit_fast.requests import EditRequest
+    from easyedit_fast.results import EditResult
+
+_ROWS_SHOWN = 10
+
+
+def edit(
+    model: options.Model = "demo",
+    method: Annotated[str, typer.Option(help="Editing method: 'rome'.")] = "rome",
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Prompt of one edit; holds the subject, or '{}' in its place."),
+    ] = None,
+    subject: Annotated[Optional[str], typer.Option(help="Subject of the edit.")] = None,  # noqa: UP045
+    target: Annotated[Optional[str], typer.Option(help="New answer to the prompt.")] = None,  # noqa: UP045
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Many edits: requests (JSON, JSONL), CounterFact or zsRE."),
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Records of the file at most.")] = None,  # noqa: UP045
+    isolated: Annotated[
+        bool,
+        typer.Option(
+            "--isolated/--together",
+            help="Each edit in its own copy of the model, or all in one model.",
+        ),
+    ] = False,
+    hparams: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Hyperparameters: a YAML file, or a name such as ROME/llama-7b."),
+    ] = None,
+    layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Layers to edit, e.g. 5 or 4,5."),
+    ] = None,
+    second_moment: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Second-moment statistics of the layer (.npz); turns them on."),
+    ] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    evaluate: Annotated[bool, typer.Option(help="Score before and after the edit.")] = True,
+    save: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Save the edit (.safetensors; a folder for isolated edits)."),
+    ] = None,
+    peft: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Save the edit as a PEFT (LoRA) adapter in this folder."),
+    ] = None,
+    save_model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Save the whole edited model in this folder."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Edit facts inside a model.
+
+    Example: easyedit-fast edit --model demo --prompt "The mother tongue of {} is"
+    --subject "Danielle Darrieux" --target English --save edit.safetensors
+    """
+    requests = _requests(prompt, subject, target, file, limit)
+    if isolated and save_model is not None:
+        raise typer.BadParameter("isolated edits leave the model as it is; use --together")
+    overrides = _overrides(layers, second_moment)
+
+    from easyedit_fast.editor import Editor
+
+    editor = Editor.from_pretrained(
+        model, method=method, hparams=_hparams(hparams, overrides), device=device, dtype=dtype
+    )
+    result = editor.edit(requests, isolated=isolated, evaluate=evaluate)
+    _save(result, save, peft)
+    if save_model is not None:
+        editor.save_model(save_model)
+    if json:
+        print_json(result.to_dict())
+    else:
+        _print(requests, result)
+
+
+def _requests(
+    prompt: str | None,
+    subject: str | None,
+    target: str | None,
+    file: Path | None,
+    limit: int | None,
+) -> list[EditRequest]:
+    single = {"--prompt": prompt, "--subject": subject, "--target": target}
+    if file is not None:
+        if any(value is not None for value in single.values()):
+            raise typer.BadParameter("give either --file, or --prompt, --subject and --target")
+        from easyedit_fast.data import read_requests
+
+        requests = read_requests(file, limit=limit)
+        if not requests:
+            raise RequestError(f"{file} holds no record; there is nothing to edit")
+        return requests
+    missing = [name for name, value in single.items() if value is None]
+    if missing:
+        raise typer.BadParameter(f"{', '.join(missing)} missing; or give a --file of requests")
+    from easyedit_fast.requests import EditRequest
+
+    return [EditRequest(prompt=str(prompt), subject=str(subject), target_new=str(target))]
+
+
+def _overrides(layers: str | None, second_moment: Path | None) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    if layers is not None:
+        try:
+            overrides["layers"] = [int(layer) for layer in layers.split(",")]
+        except ValueError:
+            raise typer.BadParameter(f"--layers {layers!r} is no list of numbers") from None
+    if second_moment is not None:
+        overrides["second_moment"] = str(second_moment)
+        overrides["mom2_adjustment"] = True
+    return overrides
+
+
+def _hparams(name: str | None, overrides: dict[str, Any]) -> Any:
+    """The file or name itself, or its keys with the command line's over them."""
+    if name is None or not overrides:
+        return name if name is not None else overrides
+    from easyedit_fast.hparams import find_hparams_file, read_yaml
+
+    return {**read_yaml(find_hparams_file(name)), **overrides}
+
+
+def _save(result: EditResult, save: Path | None, peft: Path | None) -> None:
+    for place, edit_ in enumerate(result.edits):
+        alone = len(result.edits) == 1
+        if save is not None:
+            path = save if alone else save / f"edit-{place:05d}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            edit_.save(path)
+        if peft is not None:
+            edit_.to_peft(peft if alone else peft / f"edit-{place:05d}")
+
+
+def _print(requests: list[EditRequest], result: EditResult) -> None:
+    for key, value in result.settings.items():
+        console.print(f"{key}: {value}", highlight=False)
+    rows = []
+    for request, metrics in zip(requests[:_ROWS_SHOWN], result.metrics, strict=False):
+        before, after = (
+            " ".join(metrics[when].get("generated", {}).get("rewrite_text", [""])[0].split())
+            for when in ("pre", "post")
+        )
+        rows.append([request.prompt, request.target_new, before, after])
+    if rows:
+        title = "Edits" if len(requests) <= len(rows) else f"The first {len(rows)} edits"
+        print_table(title, ["prompt", "target", "before", "after"], rows)
+    print_summary(result.summary)
+    print_timings(result.timings)

@@ -1,0 +1,25 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="'demo' (the packaged model), a folder, or a name on the hub."
+    ),
+]
+Device = Annotated[
+    Optional[str],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
+    typer.Option(help="'cpu', 'cuda', 'cuda:1' …; a GPU where there is one, unless given."),
+]
+Dtype = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="'float32', 'bfloat16' or 'float16'; as the model was saved, unless given."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")
+]

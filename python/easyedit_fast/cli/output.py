@@ -1,0 +1,83 @@
+"""What people see (rich, on stdout), and what machines read (JSON, on stdout alone)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+
+def show_warnings_as_lines() -> None:
+    """Warnings and log messages of the package go to stderr, one line each."""
+
+    def show(message: Any, category: Any, *_: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logger = logging.getLogger("easyedit_fast")
+    if not logger.handlers:
+        logger.addHandler(handler)
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON object to stdout."""
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table; numbers are aligned on the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        numeric = all(isinstance(row[place], int | float) for row in rows) and rows
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(cell) for cell in row))
+    console.print(table)
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Prints the summary of an edit: a row a score, before and after."""
+    before, after = (_leaves(summary.get(when, {})) for when in ("pre", "post"))
+    rows = [
+        [name, _score(before.get(name)), _score(leaf), leaf["count"]]
+        for name, leaf in after.items()
+    ]
+    if rows:
+        print_table("Scores", ["score", "before", "after", "count"], rows)
+
+
+def print_timings(timings: Mapping[str, float]) -> None:
+    """Prints the seconds of each phase and their sum."""
+    rows = [[name, f"{seconds:.2f}"] for name, seconds in timings.items()]
+    rows.append(["total", f"{sum(timings.values()):.2f}"])
+    print_table("Time", ["phase", "seconds"], rows)
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
+    """The ``{"mean", "count"}`` leaves of a summary, by dotted name."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in section.items():
+        if not isinstance(value, Mapping):
+            continue
+        name = f"{prefix}{key}"
+        found.update({name: dict(value)} if "mean" in value else _leaves(value, f"{name}."))
+    return found
+
+
+def _score(leaf: Mapping[str, Any] | None) -> str:
+    return "" if leaf is None or leaf["mean"] is None else f"{leaf['mean']:.3f}"
+
+
+def _text(cell: object) -> str:
+    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)

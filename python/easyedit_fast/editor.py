@@ -1,0 +1,223 @@
+"""The facade: a model, its tokenizer and an editing method."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from easyedit_fast.edits import Edit
+from easyedit_fast.errors import RequestError
+from easyedit_fast.evaluation import Evaluator, merge
+from easyedit_fast.ledger import save_edited_model
+from easyedit_fast.methods import method_factory
+from easyedit_fast.metrics import summarise
+from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.models.loading import load_model
+from easyedit_fast.requests import EditRequest, refuse_contradictions
+from easyedit_fast.results import EditResult
+from easyedit_fast.timings import Timings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from easyedit_fast.hparams import Hparams
+    from easyedit_fast.models.architectures import Architecture
+    from easyedit_fast.updates import ComputedUpdates
+
+Requests = EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]
+HparamsLike = "str | os.PathLike[str] | Mapping[str, Any] | Hparams | None"
+
+
+class Editor:
+    """Edits facts inside a causal language model.
+
+    Attributes:
+        model: The model, an ordinary transformers model; after `edit` it is the edited one.
+        tokenizer: Its tokenizer.
+        method: The editing method, made for this model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        method: str = "rome",
+        hparams: HparamsLike = None,
+        architecture: Architecture | None = None,
+    ) -> None:
+        """Takes a model that is loaded already.
+
+        Args:
+            model: A causal language model of transformers.
+            tokenizer: Its (fast) tokenizer.
+            method: Name of the editing method.
+            hparams: Path of a YAML file, a shipped name such as ``ROME/llama-7b``, keys that
+                override the rule's, or ready hyperparameters; None takes the rule by
+                architecture and depth.
+            architecture: Description of a model family that the package does not know.
+
+        Raises:
+            HparamsError: The method or a hyperparameter cannot be used.
+            MissingFileError: There is no such hyperparameter file.
+            ModelError: The model's family is unknown, or it is no causal language model.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.method = method_factory(method)(model, tokenizer, architecture, hparams)
+        self._evaluator = Evaluator(model, tokenizer)
+        self._fingerprint = model_fingerprint(model, self.method.architecture)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        method: str = "rome",
+        hparams: HparamsLike = None,
+        architecture: Architecture | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        **model_kwargs: Any,
+    ) -> Editor:
+        """Loads a model and its tokenizer, and makes an editor for them.
+
+        Args:
+            name_or_path: ``"demo"`` (the packaged demo model), a folder, or a name on the hub.
+            method: Name of the editing method.
+            hparams: As for `Editor`.
+            architecture: As for `Editor`.
+            device: Where the model goes; None: a GPU where there is one, else the CPU.
+            dtype: Dtype of the weights; None: as they were saved.
+            **model_kwargs: Passed on to transformers' ``from_pretrained``.
+
+        Raises:
+            ModelError: There is no such model, or it is no causal language model.
+            MissingPackageError: The demo model's package is not installed.
+        """
+        model, tokenizer = load_model(name_or_path, device=device, dtype=dtype, **model_kwargs)
+        return cls(model, tokenizer, method=method, hparams=hparams, architecture=architecture)
+
+    def edit(
+        self,
+        requests: Requests,
+        *,
+        isolated: bool = False,
+        evaluate: bool = True,
+        generate: bool = True,
+    ) -> EditResult:
+        """Edits the model: it holds all the requested facts afterwards.
+
+        Args:
+            requests: One request or several, as `EditRequest` or as dicts of its fields.
+            isolated: Give each request its own copy of the model instead, as benchmarks do: the
+                model stays as it is, and ``result.edits`` holds one edit a request.
+            evaluate: Score the requests before and after.
+            generate: Score greedy generations too, not only teacher-forced tokens.
+
+        Returns:
+            Edits, metrics and timings.
+
+        Raises:
+            RequestError: A request cannot be used, or two contradict each other.
+            NonFiniteError: A result is not finite. The weights are as they were.
+        """
+        request_list = _request_list(requests)
+        if not isolated:
+            refuse_contradictions(request_list)
+        timings = Timings()
+        pre = self._score(request_list, None, generate, timings, "before") if evaluate else []
+        computed = self.method.compute(request_list, isolated=isolated, timings=timings)
+        edits = self._as_edits(request_list, computed, isolated)
+        if not isolated:
+            with timings.phase("update"):
+                edits[0].apply(self.model)
+        own_updates = [edit.updates for edit in edits] if isolated else None
+        metrics: list[dict[str, Any]] = []
+        if evaluate:
+            post = self._score(request_list, own_updates, generate, timings, "after")
+            metrics = merge(request_list, pre, post)
+        return EditResult(
+            edits=edits,
+            metrics=metrics,
+            summary=summarise(metrics),
+            timings=timings,
+            details=computed.details,
+            settings={"isolated": isolated, "method": self.method.name, **self.method.settings()},
+        )
+
+    @contextlib.contextmanager
+    def editing(self, requests: Requests, **options: Any) -> Iterator[EditResult]:
+        """`edit` for the time of a ``with`` block; the model is as before afterwards."""
+        result = self.edit(requests, **options)
+        try:
+            yield result
+        finally:
+            for edit in result.edits:
+                if edit.is_applied:
+                    edit.revert()
+
+    def save_model(self, folder: str | Path) -> None:
+        """Saves the edited model and its tokenizer as ordinary transformers folders.
+
+        The config lists the ids of the edits, so that none of them is applied a second time.
+        """
+        save_edited_model(self.model, self.tokenizer, folder)
+
+    def _score(
+        self,
+        requests: list[EditRequest],
+        own_updates: Any,
+        generate: bool,
+        timings: Timings,
+        when: str,
+    ) -> list[dict[str, Any]]:
+        with timings.phase(f"evaluate {when}"):
+            return self._evaluator.score(requests, updates=own_updates, generate=generate)
+
+    def _as_edits(
+        self, requests: list[EditRequest], computed: ComputedUpdates, isolated: bool
+    ) -> list[Edit]:
+        shares = [[request] for request in requests] if isolated else [requests]
+        return [
+            Edit(
+                updates,
+                requests=share,
+                method=self.method.name,
+                model_name=str(getattr(self.model, "name_or_path", "")),
+                model_fingerprint=self._fingerprint,
+                architecture=self.method.architecture,
+                hparams=self.method.hparams.to_dict(),
+                versions=_versions(),
+            )
+            for updates, share in zip(computed.updates, shares, strict=True)
+        ]
+
+
+def _request_list(requests: Requests) -> list[EditRequest]:
+    """The requests as a list; dicts become `EditRequest`."""
+    if isinstance(requests, EditRequest | Mapping):
+        requests = [requests]
+    made: list[EditRequest] = []
+    for place, request in enumerate(requests):
+        if isinstance(request, EditRequest):
+            made.append(request)
+            continue
+        try:
+            made.append(EditRequest.from_dict(request))
+        except RequestError as error:
+            raise RequestError(error.reason, record=place, field=error.field) from None
+    if not made:
+        raise RequestError("there is no request; give at least one")
+    return made
+
+
+def _versions() -> dict[str, str]:
+    names = ("easyedit-fast", "torch", "transformers")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,0 +1,185 @@
+"""Edits as objects: what a method computes, and what a user applies, reverts, saves and ships.
+
+An edit is exactly low-rank, so that a file of a few kilobytes holds all of it. It knows the
+model that it was computed for, and goes onto no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyedit_fast import ledger
+from easyedit_fast.edit_files import (
+    architecture_from_dict,
+    read_edit_file,
+    write_edit_file,
+    write_peft_adapter,
+)
+from easyedit_fast.errors import EditStateError
+from easyedit_fast.models.architectures import Architecture
+from easyedit_fast.requests import EditRequest
+from easyedit_fast.updates import LowRankUpdate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Edit:
+    """Low-rank updates of some weights of one model, with all that tells where they came from.
+
+    Attributes:
+        updates: By parameter name (e.g. ``model.layers.5.mlp.down_proj.weight``).
+        requests: The edit requests that these updates carry out.
+        method: Name of the editing method, e.g. ``rome``.
+        hparams: The hyperparameters used, as plain JSON values.
+        model_name: Name or path of the model, for people.
+        model_fingerprint: Fingerprint of the model (`models.fingerprint`), for the check.
+        architecture: Where the parts of such a model are.
+        versions: Versions of the packages that computed the edit.
+    """
+
+    def __init__(
+        self,
+        updates: Mapping[str, LowRankUpdate],
+        *,
+        requests: Sequence[EditRequest],
+        method: str,
+        model_fingerprint: str,
+        architecture: Architecture,
+        model_name: str = "",
+        hparams: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        self.updates = dict(updates)
+        self.requests = list(requests)
+        self.method = method
+        self.model_name = model_name
+        self.model_fingerprint = model_fingerprint
+        self.architecture = architecture
+        self.hparams = dict(hparams or {})
+        self.versions = dict(versions or {})
+        self._model: PreTrainedModel | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Edit(method={self.method!r}, requests={len(self.requests)}, "
+            f"updates={{{', '.join(f'{n}: rank {u.rank}' for n, u in self.updates.items())}}})"
+        )
+
+    @property
+    def id(self) -> str:
+        """Hexadecimal SHA-256 over parameter names and factors: the same edit, the same id."""
+        digest = hashlib.sha256()
+        for name, update in sorted(self.updates.items()):
+            digest.update(f"{name}\0{update.weight_layout}\0{tuple(update.shape)}\0".encode())
+            for factor in (update.output_factor, update.input_factor):
+                digest.update(factor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether this object is applied to a model now."""
+        return self._model is not None
+
+    def apply(self, model: PreTrainedModel, *, check_model: bool = True) -> None:
+        """Adds the updates to the model's weights: all of them, or none.
+
+        Args:
+            model: The model that the edit was computed for, in any floating-point dtype.
+            check_model: Refuse a model with another fingerprint. Turn it off only for a model
+                that you know to be the same, e.g. one whose embeddings were resized.
+
+        Raises:
+            EditStateError: The edit is in this model already, or belongs to another model.
+            NonFiniteError: A weight would not be finite. The weights are as they were.
+        """
+        if self._model is not None:
+            raise EditStateError("this edit is applied already; revert() it first")
+        ledger.add(model, self, check_model=check_model)
+        self._model = model
+
+    def revert(self) -> None:
+        """Takes the edit out again; later edits of the same weights stay.
+
+        The weights are then, bit for bit, what they would be had this edit never been applied.
+
+        Raises:
+            EditStateError: The edit is not applied, or a weight was changed by other means.
+        """
+        if self._model is None:
+            raise EditStateError("this edit is not applied to a model; there is nothing to revert")
+        ledger.remove(self._model, self)
+        self._model = None
+
+    @contextlib.contextmanager
+    def applied(self, model: PreTrainedModel, *, check_model: bool = True) -> Iterator[None]:
+        """Applies the edit for the time of a ``with`` block."""
+        self.apply(model, check_model=check_model)
+        try:
+            yield
+        finally:
+            self.revert()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the edit as a safetensors file, whole or not at all."""
+        write_edit_file(Path(path), self.updates, self._metadata())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Reads a file that `save` wrote. Nothing in it is run.
+
+        Raises:
+            MissingFileError: There is no such file.
+            DataFileError: The file is damaged or is no edit.
+        """
+        updates, metadata = read_edit_file(Path(path))
+        return cls(
+            updates,
+            requests=[EditRequest.from_dict(record) for record in metadata["requests"]],
+            method=metadata["method"],
+            model_name=metadata["model_name"],
+            model_fingerprint=metadata["model_fingerprint"],
+            architecture=architecture_from_dict(metadata["architecture"]),
+            hparams=metadata["hparams"],
+            versions=metadata["versions"],
+        )
+
+    def to_peft(self, folder: str | Path) -> None:
+        """Writes the edit as a LoRA adapter that the PEFT library loads; it is exact.
+
+        Raises:
+            MissingPackageError: The ``peft`` package is not installed.
+        """
+        write_peft_adapter(Path(folder), self.updates, self.model_name)
+
+    def describe(self) -> dict[str, Any]:
+        """What the edit is, as plain JSON values: requests, weights, ranks, norms, origin."""
+        return {
+            **self._metadata(),
+            "id": self.id,
+            "updates": {
+                name: {
+                    "shape": list(update.shape),
+                    "rank": update.rank,
+                    "norm": update.norm(),
+                    "weight_layout": update.weight_layout,
+                }
+                for name, update in self.updates.items()
+            },
+        }
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "model_name": self.model_name,
+            "model_fingerprint": self.model_fingerprint,
+            "architecture": dataclasses.asdict(self.architecture),
+            "requests": [request.to_dict() for request in self.requests],
+            "hparams": self.hparams,
+            "versions": self.versions,
+        }

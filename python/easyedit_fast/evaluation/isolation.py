@@ -1,0 +1,50 @@
+"""Every row of a batch in its own edited model, in one forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_fast.models.tracing import row_updates
+from easyedit_fast.updates import LowRankUpdate
+
+Updates = Mapping[str, LowRankUpdate]
+"""One edit: low-rank updates by the name of the parameter."""
+
+
+@contextlib.contextmanager
+def own_updates(model: nn.Module, updates: Sequence[Updates] | None) -> Iterator[None]:
+    """Gives each row of the batch its own edit for the time of a ``with`` block.
+
+    The weights stay as they are.
+
+    Args:
+        model: The model.
+        updates: One edit a row, in the order of the rows; None for no edits.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in dict.fromkeys(name for edit in updates or () for name in edit):
+            module = model.get_submodule(name.removesuffix(".weight"))
+            device = next(module.parameters()).device
+            factors = _stacked([edit.get(name) for edit in updates or ()], device)
+            stack.enter_context(row_updates(module, *factors))
+        yield
+
+
+def _stacked(
+    updates: Sequence[LowRankUpdate | None], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Factors [rows, d_out, r] and [rows, r, d_in] float32; zeros fill up lower ranks."""
+    present = [update for update in updates if update is not None]
+    rank = max(update.rank for update in present)
+    outputs, inputs = present[0].shape
+    output_factor = torch.zeros(len(updates), outputs, rank)
+    input_factor = torch.zeros(len(updates), rank, inputs)
+    for row, update in enumerate(updates):
+        if update is not None:
+            output_factor[row, :, : update.rank] = update.output_factor
+            input_factor[row, : update.rank] = update.input_factor
+    return output_factor.to(device), input_factor.to(device)

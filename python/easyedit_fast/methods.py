@@ -1,0 +1,76 @@
+"""The table of editing methods, and what each of them offers to the editor."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from easyedit_fast.errors import HparamsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from easyedit_fast.hparams import Hparams
+    from easyedit_fast.models.architectures import Architecture
+    from easyedit_fast.requests import EditRequest
+    from easyedit_fast.timings import Timings
+    from easyedit_fast.updates import ComputedUpdates
+
+
+class EditingMethod(Protocol):
+    """One method, made for one model.
+
+    Attributes:
+        name: Its name, e.g. ``rome``.
+        hparams: Its hyperparameters.
+        architecture: Where the model's parts are.
+    """
+
+    name: str
+    hparams: Hparams
+    architecture: Architecture
+
+    def compute(
+        self, requests: Sequence[EditRequest], *, isolated: bool, timings: Timings
+    ) -> ComputedUpdates:
+        """Computes the updates and leaves the model as it was."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, as plain JSON values."""
+        ...
+
+
+MethodFactory = Callable[
+    ["PreTrainedModel", "PreTrainedTokenizerBase", "Architecture | None", Any], EditingMethod
+]
+
+
+def _make_rome(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: Architecture | None,
+    hparams: Any,
+) -> EditingMethod:
+    from easyedit_fast.rome import Rome
+
+    return Rome(model, tokenizer, architecture=architecture, hparams=hparams)
+
+
+METHODS: Mapping[str, MethodFactory] = {"rome": _make_rome}
+"""All methods by name."""
+
+
+def method_factory(name: str) -> MethodFactory:
+    """What makes a method, by its name.
+
+    Raises:
+        HparamsError: There is no such method.
+    """
+    factory = METHODS.get(name.lower())
+    if factory is None:
+        near = difflib.get_close_matches(name.lower(), METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise HparamsError(f"method {name!r} is unknown; use one of {sorted(METHODS)}{hint}")
+    return factory

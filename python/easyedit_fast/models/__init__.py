@@ -1,0 +1,1 @@
+"""All that the package knows about Hugging Face models."""

@@ -1,0 +1,370 @@
+"""Run only what an edit can change: later tokens, later layers.
+
+Nothing below the edited layer depends on an edit of its MLP, and nothing before the edited token
+does. `Tail.capture` runs the model once and keeps, for each row, the hidden states that enter the
+edited layer from the edited token on, and the keys and values of the tokens before it.
+`Tail.logits` then runs the edited layer and those above it on these tokens alone. The result is
+that of the full forward pass, not an approximation of it.
+
+How it fits every decoder of transformers: the model's own forward is run once over the tail with
+every block replaced by one that notes its arguments (masks, position embeddings, the cache) and
+hands its input on. The blocks are called with the noted arguments ever after; a step builds no
+masks and waits for nothing on the host. The head is the model's own forward too, with blocks that
+hand the hidden states on, so that norms, projections and soft-capping after the last block need
+no description. A decoder that does something of its own between its blocks is refused.
+
+While a call of this module runs, nothing else may run the same model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_fast.errors import ModelError
+from easyedit_fast.models.architectures import Architecture, block, block_list, edited_module, module
+from easyedit_fast.models.prefix import Cut, PrefixCache, PrefixRecorder, StandInCache
+from easyedit_fast.models.tracing import (
+    edit_output,
+    frozen,
+    replaced,
+    split_hidden_states,
+    stop_after,
+    watch_call,
+    watch_input,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
+
+
+@torch.no_grad()
+def capture_keys(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    layer: int,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    columns: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer's MLP at one column of each row; nothing above it is run.
+
+    Args:
+        model: The model.
+        architecture: Where its parts are.
+        layer: The layer, from 0.
+        input_ids: ``[rows, columns]``, padded on one side.
+        attention_mask: ``[rows, columns]``, 1 for tokens and 0 for pads.
+        columns: ``[rows]``, the column to read in each row.
+
+    Returns:
+        The keys ``[rows, d_in]`` and values ``[rows, d_out]``: input and output of the MLP
+        output projection.
+
+    Raises:
+        ModelError: As `edited_module`, or rows that are not padded on one side.
+    """
+    projection = edited_module(model, architecture, layer)
+    cut = Cut.at(attention_mask, columns)
+    calls = _FirstCall()
+    with frozen(model), watch_call(projection, calls.keep), stop_after(projection):
+        _run_decoder(model, architecture, cut, StandInCache(), input_ids, attention_mask)
+    return calls.at(columns)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Call:
+    """The arguments of one block beside its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """Rows of tokens from their start column on, ready to be run from the edited layer up.
+
+    Attributes:
+        model: The model.
+        architecture: Where its parts are.
+        layer: The edited layer.
+        key: ``[rows, d_in]``, input of the MLP output projection at the start column.
+        value: ``[rows, d_out]``, output of it at the start column, bias included.
+        entering: ``[rows, T, d_model]``, hidden states that enter the edited layer.
+        prefix: Layer to the (keys, values) of the prefix, ``[rows, heads, P, head size]``.
+        cut: Which columns are prefix and tail.
+        outputs: Length of the tuple that a block returns; 0 where it returns a tensor.
+        calls: How the model calls the edited block and those above it on these rows.
+    """
+
+    model: PreTrainedModel
+    architecture: Architecture
+    layer: int
+    key: Tensor
+    value: Tensor
+    entering: Tensor
+    prefix: dict[int, tuple[Tensor, Tensor]]
+    cut: Cut
+    outputs: int
+    calls: tuple[_Call, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def capture(
+        cls,
+        model: PreTrainedModel,
+        architecture: Architecture,
+        layer: int,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        start: Tensor,
+    ) -> Tail:
+        """Runs the whole model once and keeps what the tail needs.
+
+        Args:
+            model: The model, unedited.
+            architecture: Where its parts are.
+            layer: The edited layer, from 0.
+            input_ids: ``[rows, columns]``, padded on the left, on the right or not at all.
+            attention_mask: ``[rows, columns]``, 1 for tokens and 0 for pads.
+            start: ``[rows]``, column of the edited token (ROME: the subject's last).
+
+        Raises:
+            ModelError: As `edited_module`, or rows that are not padded on one side, or a decoder
+                that cannot be run block by block.
+        """
+        projection = edited_module(model, architecture, layer)
+        edited_block = block(model, architecture, layer)
+        cut = Cut.at(attention_mask, start)
+        calls, blocks, entering = _FirstCall(), _FirstCall(), []
+        recorder = PrefixRecorder(layer, cut)
+        with (
+            frozen(model),
+            watch_input(edited_block, entering.append),
+            watch_call(projection, calls.keep),
+            watch_call(edited_block, blocks.keep),
+        ):
+            _run_decoder(model, architecture, cut, recorder, input_ids, attention_mask)
+        key, value = calls.at(start)
+        output = blocks.output
+        return cls(
+            model=model,
+            architecture=architecture,
+            layer=layer,
+            key=key,
+            value=value,
+            entering=_columns(entering[0], cut.tail_columns),
+            prefix=recorder.states,
+            cut=cut,
+            outputs=len(output) if isinstance(output, tuple) else 0,
+            calls=(),
+        )._noted()
+
+    def logits(self, delta: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+        """Logits of the model with `delta` added to the MLP's output at the start columns.
+
+        Gradients flow to `delta` alone.
+
+        Args:
+            delta: ``[rows, d_out]``, added to the output of the MLP output projection at the
+                start column of each row; None for the unedited model. Where several rows share
+                one request's delta, pass ``delta[request_of_row]``.
+            rows: ``[n]``, the rows to read.
+            columns: ``[n]``, the columns to read, as in the captured ``input_ids``; none may lie
+                before its row's start or after its row's end.
+
+        Returns:
+            ``[n, vocabulary]``, in the model's dtype.
+        """
+        projection = edited_module(self.model, self.architecture, self.layer)
+        blocks = block_list(self.model, self.architecture)[self.layer :]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(frozen(self.model))
+            if delta is not None:
+                shift = _ShiftFirstToken(delta)
+                stack.enter_context(edit_output(projection, shift))
+            hidden = self.entering
+            for part, call in zip(blocks, self.calls, strict=True):
+                output = part(hidden, *call.args, **call.kwargs)
+                hidden = output[0] if isinstance(output, tuple) else output
+            rows = rows.to(hidden.device)
+            places = (columns.to(hidden.device) - self.cut.start.to(hidden.device)[rows])
+            return self._head(hidden[rows, places])
+
+    def select(self, rows: Tensor) -> Tail:
+        """The same for some of the rows; they are numbered anew, columns stay as they were.
+
+        Args:
+            rows: ``[n]``, the rows to keep.
+        """
+        return dataclasses.replace(
+            self,
+            key=self.key[rows],
+            value=self.value[rows],
+            entering=self.entering[rows],
+            prefix={
+                layer: (keys[rows], values[rows]) for layer, (keys, values) in self.prefix.items()
+            },
+            cut=self.cut.select(rows),
+        )._noted()
+
+    @torch.no_grad()
+    def _noted(self) -> Tail:
+        """This tail with the arguments with which the model calls its blocks on these rows."""
+        blocks = block_list(self.model, self.architecture)
+        stand_ins = [_HandOn(part, self.outputs) for part in blocks]
+        stand_ins[0].hidden = self.entering
+        cache = PrefixCache(self.prefix, self.cut.prefix_columns.shape[1])
+        with frozen(self.model), self._blocks_replaced(stand_ins):
+            _call(
+                module(self.model, self.architecture.decoder),
+                cache=cache,
+                inputs_embeds=self._blank(*self.cut.tail_columns.shape),
+                attention_mask=self.cut.mask,
+                position_ids=self.cut.tail_positions,
+            )
+        _check_chain(stand_ins, self.model)
+        calls = tuple(_Call(part.args, part.kwargs) for part in stand_ins[self.layer :])
+        return dataclasses.replace(self, calls=calls)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """The model's own way from hidden states ``[n, d_model]`` to logits ``[n, vocabulary]``."""
+        blocks = block_list(self.model, self.architecture)
+        stand_ins = [_HandOn(part, self.outputs) for part in blocks]
+        stand_ins[0].hidden = hidden[:, None]
+        with self._blocks_replaced(stand_ins):
+            # A cache, however empty, spares the check for packed sequences, which waits for the
+            # device.
+            output = _call(
+                self.model, cache=StandInCache(), inputs_embeds=self._blank(hidden.shape[0], 1)
+            )
+        logits: Tensor = output.logits
+        return logits[:, 0]
+
+    def _blank(self, rows: int, tokens: int) -> Tensor:
+        """Embeddings that no block will see, ``[rows, tokens, embedding size]``."""
+        embeddings = module(self.model, self.architecture.embeddings)
+        size = embeddings.embedding_dim
+        assert isinstance(size, int)
+        return self.entering.new_zeros(rows, tokens, size)
+
+    def _blocks_replaced(
+        self, stand_ins: Sequence[nn.Module]
+    ) -> contextlib.AbstractContextManager[None]:
+        parent, _, name = self.architecture.blocks.rpartition(".")
+        return replaced(module(self.model, parent), name, nn.ModuleList(stand_ins))
+
+
+class _HandOn(nn.Module):
+    """Stands in for a block: notes its arguments and hands its input (or `hidden`) on."""
+
+    def __init__(self, replaced_block: nn.Module, outputs: int) -> None:
+        super().__init__()
+        # Decoders read plain attributes of their blocks, such as attention_type.
+        for name, value in vars(replaced_block).items():
+            if name not in vars(self) and name != "forward":
+                vars(self)[name] = value
+        self.outputs = outputs
+        self.hidden: Tensor | None = None
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.received: Tensor | None = None
+        self.handed_on: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
+        self.received, self.args, self.kwargs = split_hidden_states(args, kwargs)
+        self.handed_on = self.received if self.hidden is None else self.hidden
+        if self.outputs == 0:
+            return self.handed_on
+        return (self.handed_on, *[None] * (self.outputs - 1))
+
+
+class _FirstCall:
+    """Keeps input and output of a module's first call."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None
+        self.output: Any = None
+
+    def keep(self, inputs: Tensor, output: Any) -> None:
+        if self.input is None:
+            self.input, self.output = inputs, output
+
+    def at(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Input ``[rows, d_in]`` and output ``[rows, d_out]`` at a column of each row."""
+        assert self.input is not None
+        rows = columns.shape[0]
+        inputs, output = (
+            # Some models flatten rows and tokens before the MLP.
+            states.reshape(rows, -1, states.shape[-1]) for states in (self.input, self.output)
+        )
+        return (
+            _columns(inputs, columns[:, None]).squeeze(1),
+            _columns(output, columns[:, None]).squeeze(1),
+        )
+
+
+class _ShiftFirstToken:
+    """Adds ``delta [rows, d_out]`` to the first token's output of each row."""
+
+    def __init__(self, delta: Tensor) -> None:
+        self.delta = delta
+
+    def __call__(self, _: Tensor, output: Tensor) -> Tensor:
+        tokens = output.reshape(self.delta.shape[0], -1, output.shape[-1])
+        first = tokens[:, :1] + self.delta.to(output.device, output.dtype)[:, None]
+        return torch.cat([first, tokens[:, 1:]], dim=1).reshape(output.shape)
+
+
+def _run_decoder(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    cut: Cut,
+    cache: StandInCache,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+) -> None:
+    _call(
+        module(model, architecture.decoder),
+        cache=cache,
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=cut.positions,
+    )
+
+
+def _call(part: nn.Module, *, cache: StandInCache, **arguments: Any) -> Any:
+    """Calls a decoder or a model, with the names that its release of transformers uses."""
+    names = inspect.signature(type(part).forward).parameters
+    cache_name = next((name for name in _CACHE_ARGUMENTS if name in names), None)
+    if cache_name is None:
+        raise ModelError(
+            f"{type(part).__name__} takes no cache of keys and values, so its tail cannot be run "
+            "by itself; use a model with attention layers"
+        )
+    if "position_ids" not in names:
+        arguments.pop("position_ids", None)  # Bloom: its positions are in the mask
+    arguments[cache_name] = cache
+    return part(**arguments, use_cache=True, return_dict=True)
+
+
+def _check_chain(stand_ins: Sequence[_HandOn], model: nn.Module) -> None:
+    for before, after in zip(stand_ins, stand_ins[1:], strict=False):
+        if after.received is None or after.received is not before.handed_on:
+            raise ModelError(
+                f"{type(model).__name__} does more between its blocks than to hand the hidden "
+                "states on, so its tail cannot be run by itself; use another model"
+            )
+
+
+def _columns(states: Tensor, columns: Tensor) -> Tensor:
+    """Of ``states [rows, columns, d]``, the ``columns [rows, n]`` of each row: ``[rows, n, d]``."""
+    return states.take_along_dim(columns.to(states.device)[..., None], dim=1)

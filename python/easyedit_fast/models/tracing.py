@@ -1,0 +1,140 @@
+"""Hooks and switches on a model as context managers.
+
+Each removes exactly what it installed, also after an exception; hooks of the user stay.
+Nothing here may be used on a model that another thread is running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _StopForwardError(Exception):
+    """Ends a forward pass whose rest is of no interest."""
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for parameters; every flag as it was afterwards."""
+    training = [part for part in model.modules() if part.training]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for part in training:
+            part.training = False
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for part in training:
+            part.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def watch_input(module: nn.Module, watch: Callable[[Tensor], None]) -> Iterator[None]:
+    """Calls ``watch(hidden_states)`` before each call of a module."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch(split_hidden_states(args, kwargs)[0])
+
+    with _removed(module.register_forward_pre_hook(hook, with_kwargs=True)):
+        yield
+
+
+@contextlib.contextmanager
+def watch_call(module: nn.Module, watch: Callable[[Tensor, Any], None]) -> Iterator[None]:
+    """Calls ``watch(input, output)`` after each call of a module of one input."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        watch(args[0], output)
+
+    with _removed(module.register_forward_hook(hook)):
+        yield
+
+
+@contextlib.contextmanager
+def edit_output(module: nn.Module, edit: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Replaces the output of a module of one input by ``edit(input, output)``."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return edit(args[0], output)
+
+    with _removed(module.register_forward_hook(hook)):
+        yield
+
+
+@contextlib.contextmanager
+def stop_after(module: nn.Module) -> Iterator[None]:
+    """Ends the forward pass in its body after the first call of a module.
+
+    Install it after the hooks that shall still see that call. The body is left silently at the
+    point of the stop.
+    """
+
+    def hook(*_: Any) -> None:
+        raise _StopForwardError
+
+    with (
+        contextlib.suppress(_StopForwardError),
+        _removed(module.register_forward_hook(hook)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def row_updates(module: nn.Module, output_factor: Tensor, input_factor: Tensor) -> Iterator[None]:
+    """Gives each row of the batch its own low-rank update of a linear module's weight.
+
+    ``output[row] += (input[row] @ input_factor[row]ᵀ) @ output_factor[row]ᵀ``: as many edited
+    models in one forward pass as there are rows, with the weight itself as it was.
+
+    Args:
+        module: The linear module, of either weight layout.
+        output_factor: ``[rows, d_out, r]``, on the module's device.
+        input_factor: ``[rows, r, d_in]``, on the module's device.
+    """
+    rows = output_factor.shape[0]
+
+    def edit(inputs: Tensor, output: Tensor) -> Tensor:
+        # Some models flatten rows and tokens before the MLP.
+        tokens = inputs.reshape(rows, -1, inputs.shape[-1]).to(input_factor.dtype)
+        update = (tokens @ input_factor.mT) @ output_factor.mT
+        return output + update.reshape(output.shape).to(output.dtype)
+
+    with edit_output(module, edit):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(parent: nn.Module, name: str, replacement: nn.Module) -> Iterator[None]:
+    """Puts another module in the place of a child of `parent`."""
+    original = parent.get_submodule(name)
+    parent._modules[name] = replacement
+    try:
+        yield
+    finally:
+        parent._modules[name] = original
+
+
+def split_hidden_states(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Splits the arguments of a block into its hidden states and the rest of both."""
+    if args:
+        return args[0], args[1:], kwargs
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest
+
+
+@contextlib.contextmanager
+def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()

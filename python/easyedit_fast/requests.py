@@ -1,0 +1,217 @@
+"""Edit requests: one fact to edit, and the prompts that tell how well the edit went."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from easyedit_fast.errors import RequestError
+
+_PLACE_HOLDER = "{}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt beside the edit, and the answer expected to it.
+
+    Attributes:
+        prompt: Text that the model continues.
+        ground_truth: Expected continuation, without leading space; None where only a change
+            against the unedited model can be seen.
+    """
+
+    prompt: str
+    ground_truth: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EditRequest:
+    """One fact to edit.
+
+    ``prompt`` holds the subject literally, or exactly one ``{}``, which the subject fills. Where
+    the subject occurs more than once, the last occurrence that stands as a word of its own is
+    the one edited (the last occurrence at all where none does).
+
+    Attributes:
+        prompt: The prompt, with the subject filled in.
+        subject: What the fact is about; a part of ``prompt``.
+        target_new: The answer that the edited model shall give, without leading space.
+        ground_truth: The answer before the edit, where known.
+        rephrase_prompt: Other wordings of the prompt, which shall give the same answer.
+        locality: Per key (e.g. ``neighborhood``) the prompts whose answer shall not change.
+        portability: Per key (e.g. ``one_hop``) the prompts whose answer follows from the edit.
+        subject_start: Character offset of the edited occurrence of the subject in ``prompt``.
+
+    Raises:
+        RequestError: A field is empty or of a wrong type, or the subject is not in the prompt.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    ground_truth: str | None = None
+    rephrase_prompt: tuple[str, ...] = ()
+    locality: Mapping[str, tuple[Probe, ...]] = dataclasses.field(default_factory=dict)
+    portability: Mapping[str, tuple[Probe, ...]] = dataclasses.field(default_factory=dict)
+    subject_start: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "subject", "target_new"):
+            _require_text(getattr(self, name), name)
+        if self.ground_truth is not None and not isinstance(self.ground_truth, str):
+            raise RequestError("must be a text or None", field="ground_truth")
+        prompt, start = fill_prompt(self.prompt, self.subject)
+        settle = object.__setattr__
+        settle(self, "prompt", prompt)
+        settle(self, "subject_start", start)
+        settle(self, "target_new", self.target_new.strip())
+        settle(self, "rephrase_prompt", _texts(self.rephrase_prompt, "rephrase_prompt"))
+        settle(self, "locality", _probes(self.locality, "locality"))
+        settle(self, "portability", _probes(self.portability, "portability"))
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Character offsets [start, end) of the edited occurrence of the subject."""
+        return self.subject_start, self.subject_start + len(self.subject)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as plain JSON values, in the form that `from_dict` and the loader read."""
+        record: dict[str, Any] = {
+            "prompt": self.prompt,
+            "subject": self.subject,
+            "target_new": self.target_new,
+            "ground_truth": self.ground_truth,
+            "rephrase_prompt": list(self.rephrase_prompt),
+        }
+        for section in ("locality", "portability"):
+            record[section] = {
+                key: {
+                    "prompt": [probe.prompt for probe in probes],
+                    "ground_truth": [probe.ground_truth for probe in probes],
+                }
+                for key, probes in getattr(self, section).items()
+            }
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> EditRequest:
+        """Builds a request from `to_dict`'s form or from EasyEdit's request dict.
+
+        Keys that are not fields of a request (``case_id`` and the like) are passed over.
+
+        Raises:
+            RequestError: A field is missing or cannot be used.
+        """
+        for name in ("prompt", "subject", "target_new"):
+            if name not in record:
+                raise RequestError("is missing; add it to the request", field=name)
+        names = [field.name for field in dataclasses.fields(cls) if field.init]
+        given = {name: record[name] for name in names if record.get(name) is not None}
+        return cls(**given)
+
+
+def fill_prompt(prompt: str, subject: str) -> tuple[str, int]:
+    """Fills ``{}`` with the subject, or finds the subject in the prompt.
+
+    Returns:
+        The prompt with the subject in it, and the character offset of the edited occurrence.
+
+    Raises:
+        RequestError: There is more than one ``{}``, or neither it nor the subject.
+    """
+    fills = prompt.count(_PLACE_HOLDER)
+    if fills == 1:
+        start = prompt.index(_PLACE_HOLDER)
+        return prompt.replace(_PLACE_HOLDER, subject), start
+    start = _last_occurrence(prompt, subject)
+    if start >= 0:
+        return prompt, start
+    if fills > 1:
+        raise RequestError(f"has {fills} '{{}}'; the subject can fill only one", field="prompt")
+    raise RequestError(
+        f"subject {subject!r} is not in the prompt {prompt!r}; "
+        "write the subject there literally, or '{}' in its place",
+        field="subject",
+    )
+
+
+def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
+    """Refuses requests that cannot hold in one model: the same prompt with different targets.
+
+    Raises:
+        RequestError: Names both requests by their place in the list.
+    """
+    first: dict[str, int] = {}
+    for place, request in enumerate(requests):
+        other = first.setdefault(request.prompt, place)
+        if requests[other].target_new != request.target_new:
+            raise RequestError(
+                f"requests {other} and {place} have the same prompt {request.prompt!r} and "
+                f"different targets ({requests[other].target_new!r} and {request.target_new!r}); "
+                "drop one of them, or edit with isolated=True",
+                record=place,
+                field="target_new",
+            )
+
+
+def _last_occurrence(text: str, part: str) -> int:
+    """Offset of the last occurrence of `part` as a word of its own, else of the last; or -1."""
+    start = last = text.rfind(part)
+    while start >= 0:
+        end = start + len(part)
+        glued_left = start > 0 and text[start - 1].isalnum() and part[0].isalnum()
+        glued_right = end < len(text) and text[end].isalnum() and part[-1].isalnum()
+        if not (glued_left or glued_right):
+            return start
+        start = text.rfind(part, 0, end - 1)
+    return last
+
+
+def _require_text(value: object, field: str) -> None:
+    if not isinstance(value, str):
+        raise RequestError(f"must be a text, not {type(value).__name__}", field=field)
+    if not value.strip():
+        raise RequestError("is empty; give a text", field=field)
+
+
+def _texts(value: object, field: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,) if value.strip() else ()
+    if isinstance(value, Iterable):
+        texts = tuple(value)
+        if all(isinstance(text, str) for text in texts):
+            return tuple(text for text in texts if text.strip())
+    raise RequestError("must be a text or a list of texts", field=field)
+
+
+def _probes(value: object, field: str) -> dict[str, tuple[Probe, ...]]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RequestError(
+            "must map a name to {'prompt': …, 'ground_truth': …}, as EasyEdit writes it", field=field
+        )
+    return {str(key): tuple(_section(entry, f"{field}.{key}")) for key, entry in value.items()}
+
+
+def _section(entry: object, field: str) -> Iterable[Probe]:
+    if isinstance(entry, Probe):
+        entry = (entry,)
+    if isinstance(entry, Sequence) and all(isinstance(probe, Probe) for probe in entry):
+        return entry
+    if not isinstance(entry, Mapping) or "prompt" not in entry:
+        raise RequestError("must hold 'prompt' and may hold 'ground_truth'", field=field)
+    prompts = _texts(entry["prompt"], f"{field}.prompt")
+    answers = entry.get("ground_truth")
+    if answers is None:
+        answers = [None] * len(prompts)
+    elif isinstance(answers, str):
+        answers = [answers]
+    if not isinstance(answers, Sequence) or len(answers) != len(prompts):
+        raise RequestError("'prompt' and 'ground_truth' must be of one length", field=field)
+    if not all(answer is None or isinstance(answer, str) for answer in answers):
+        raise RequestError("'ground_truth' must hold texts or null", field=field)
+    return [Probe(prompt, answer or None) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -1,0 +1,59 @@
+"""What `Editor.edit` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from easyedit_fast.edits import Edit
+from easyedit_fast.errors import EditStateError
+from easyedit_fast.timings import Timings
+
+
+@dataclasses.dataclass(frozen=True)
+class EditResult:
+    """The outcome of one call of `Editor.edit`.
+
+    Attributes:
+        edits: The edit objects: one that holds all requests (together), or one a request
+            (isolated), in the order of the requests.
+        metrics: One dict a request in EasyEdit's nesting: ``["post"]["rewrite_acc"]``,
+            ``["post"]["locality"]["neighborhood_acc"]`` and so on; the scores of greedy
+            generation lie under ``["post"]["generated"]``. Empty where nothing was evaluated.
+        summary: The same nesting; every leaf is ``{"mean": …, "count": …}``.
+        timings: Seconds, phase by phase.
+        details: What the method tells of each request, e.g. optimisation steps and losses.
+        settings: What the result depends on beside the requests, e.g. the method, the origin of
+            the hyperparameters and whether second-moment statistics were used.
+    """
+
+    edits: list[Edit]
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any]
+    timings: Timings
+    details: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    @property
+    def edit(self) -> Edit:
+        """The one edit that holds everything.
+
+        Raises:
+            EditStateError: The requests were edited in isolation, and are several.
+        """
+        if len(self.edits) != 1:
+            raise EditStateError(
+                f"this result holds {len(self.edits)} isolated edits; use result.edits[i]"
+            )
+        return self.edits[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the weights as plain JSON values."""
+        return {
+            "settings": self.settings,
+            "metrics": self.metrics,
+            "summary": self.summary,
+            "timings": dict(self.timings),
+            "details": self.details,
+            "edits": [edit.describe() for edit in self.edits],
+        }

@@ -1,0 +1,146 @@
+"""Context templates: short beginnings before the prompt, under which the edit shall hold too.
+
+The model writes them itself, as in ROME's code: five words, continued by top-k sampling. They
+are seeded, and kept in a file keyed by model, lengths and seed, since the edit depends on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError
+from easyedit_fast.files import write_whole
+from easyedit_fast.models.cache import cache_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_FIRST_WORDS = ("The", "Therefore", "Because", "I", "You")
+_TOP_K = 5
+
+
+def context_templates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    fingerprint: str,
+    length_params: Sequence[tuple[int, int]],
+    seed: int,
+) -> list[str]:
+    """The templates of a model, from the cache folder or made now and kept there.
+
+    Args:
+        model: The model that writes them.
+        tokenizer: Its tokenizer.
+        fingerprint: The model's fingerprint, the key of the cache.
+        length_params: Pairs (length in tokens, number of templates).
+        seed: Seed of the sampling.
+
+    Returns:
+        ``"{}"`` first, then one template a sample, each with exactly one ``{}``.
+    """
+    key = json.dumps([fingerprint, [list(pair) for pair in length_params], seed, _TOP_K])
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    path = cache_folder() / "context_templates" / f"{name}.json"
+    if path.is_file():
+        return read_context_templates(path)
+    templates = ["{}", *_sample(model, tokenizer, length_params, seed)]
+    content: dict[str, Any] = {
+        "model_fingerprint": fingerprint,
+        "length_params": [list(pair) for pair in length_params],
+        "seed": seed,
+        "templates": templates,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
+    return templates
+
+
+def read_context_templates(path: str | Path) -> list[str]:
+    """Reads templates from a JSON file: a list, or an object with the list ``templates``.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DataFileError: The file holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"there is no context-template file {str(path)!r}; check the path")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataFileError(f"{path} is no JSON file ({error}); write it again") from None
+    templates = content.get("templates") if isinstance(content, dict) else content
+    try:
+        return checked_templates(templates)
+    except HparamsError as error:
+        raise DataFileError(f"{path}: {error}") from None
+
+
+def checked_templates(templates: object) -> list[str]:
+    """Returns the templates, if they are a non-empty list of texts with one ``{}`` each.
+
+    Raises:
+        HparamsError: They are not.
+    """
+    if not isinstance(templates, Sequence) or isinstance(templates, str) or not templates:
+        raise HparamsError("context_templates must be a non-empty list of texts")
+    for place, template in enumerate(templates):
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise HparamsError(
+                f"context_templates[{place}] is {template!r}; it must hold exactly one '{{}}'"
+            )
+    return list(templates)
+
+
+def _sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    length_params: Sequence[tuple[int, int]],
+    seed: int,
+) -> list[str]:
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        texts = [
+            text
+            for length, number in length_params
+            for text in _continue(model, tokenizer, length, -(-number // len(_FIRST_WORDS)))[:number]
+        ]
+    return [_as_template(text) for text in texts]
+
+
+def _continue(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, repeats: int
+) -> list[str]:
+    """Samples `repeats` texts of `length` tokens for each first word."""
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    try:
+        words = [word for word in _FIRST_WORDS for _ in range(repeats)]
+        inputs = tokenizer(words, return_tensors="pt", padding=True).to(model.device)
+    finally:
+        tokenizer.padding_side = side
+    new = max(length - inputs["input_ids"].shape[1], 1)
+    tokens = model.generate(
+        **inputs,
+        do_sample=True,
+        top_k=_TOP_K,
+        top_p=1.0,
+        temperature=1.0,
+        min_new_tokens=new,
+        max_new_tokens=new,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return list(tokenizer.batch_decode(tokens, skip_special_tokens=True))
+
+
+def _as_template(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text)
+    plain = " ".join(plain.replace("{", "").replace("}", "").split())
+    return f"{plain}. {{}}"

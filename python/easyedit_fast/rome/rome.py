@@ -1,0 +1,295 @@
+"""ROME for one request and for many: keys and values, v*, and the closed form."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from easyedit_fast.data import RequestTokenizer
+from easyedit_fast.errors import ModelError, NonFiniteError
+from easyedit_fast.models.architectures import (
+    Architecture,
+    architecture_of,
+    describe_architecture,
+    edited_module,
+)
+from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.models.tail import Tail
+from easyedit_fast.models.tracing import row_updates
+from easyedit_fast.requests import EditRequest
+from easyedit_fast.rome.context_templates import (
+    checked_templates,
+    context_templates,
+    read_context_templates,
+)
+from easyedit_fast.rome.hparams import ROMEHyperParams, resolve_rome_hparams
+from easyedit_fast.rome.optimise import OptimisedValues, optimise_values
+from easyedit_fast.rome.rows import Rows, build_rows
+from easyedit_fast.rome.solve import solve_update
+from easyedit_fast.rome.statistics import LayerStatistics
+from easyedit_fast.timings import Timings
+from easyedit_fast.updates import ComputedUpdates, LowRankUpdate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ROWS_PER_BATCH = 128
+"""Rows (request × template) that are optimised at once."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _LayerEdit:
+    """What one layer's closed form needs; the first dimension is the request.
+
+    Attributes:
+        equality_keys: [n, d_in], the keys that shall give v*.
+        solve_keys: [n, d_in], the keys that C⁻¹ is applied to.
+        residuals: [n, d_out], v* − W k.
+        losses: Per request, the list of (total, NLL, KL, weight decay) before each step.
+    """
+
+    equality_keys: Tensor
+    solve_keys: Tensor
+    residuals: Tensor
+    losses: list[list[list[float]]]
+
+
+class Rome:
+    """ROME, made for one model.
+
+    Attributes:
+        name: ``rome``.
+        hparams: The hyperparameters.
+        architecture: Where the model's parts are.
+    """
+
+    name = "rome"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        hparams: Any = None,
+        architecture: Architecture | None = None,
+    ) -> None:
+        """Resolves hyperparameters and statistics; nothing is computed yet.
+
+        Args:
+            model: The model to edit.
+            tokenizer: Its (fast) tokenizer.
+            hparams: As `resolve_rome_hparams` takes them.
+            architecture: Description of a family that the package does not know.
+        """
+        self.hparams: ROMEHyperParams = resolve_rome_hparams(hparams, model, architecture)
+        self.architecture = architecture or _architecture(model, self.hparams)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._request_tokenizer = RequestTokenizer.from_transformers(tokenizer)
+        self._layers = sorted(self.hparams.layers)
+        modules = [
+            (layer, self.architecture.projection_name(layer), self._key_size(layer))
+            for layer in self._layers
+        ]
+        name = str(getattr(model, "name_or_path", ""))
+        self._statistics = LayerStatistics.resolve(self.hparams, name, modules)
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on beside the requests, as plain JSON values."""
+        moments = self._statistics.moments
+        return {
+            "hyperparameters": self.hparams.source,
+            "layers": self._layers,
+            "mom2_adjustment": bool(moments),
+            "second_moment": {layer: moment.source for layer, moment in moments.items()} or None,
+            "consistent_keys": self.hparams.consistent_keys,
+        }
+
+    def compute(
+        self, requests: Sequence[EditRequest], *, isolated: bool, timings: Timings
+    ) -> ComputedUpdates:
+        """Computes the updates of some requests; the model is left as it was.
+
+        Args:
+            requests: The requests.
+            isolated: One update a request, or one for all.
+            timings: Gets the phases ``templates``, ``tokenise``, ``trunk``, ``optimise`` and
+                ``solve``.
+
+        Raises:
+            NonFiniteError: Names the requests whose values are not finite.
+        """
+        with timings.phase("templates"):
+            templates = self._templates()
+        shares = len(requests) if isolated else 1
+        updates: list[dict[str, LowRankUpdate]] = [{} for _ in range(shares)]
+        details: list[dict[str, Any]] = [{"layers": {}} for _ in requests]
+        for layer in self._layers:
+            edit = self._edit_layer(layer, requests, templates, updates, timings)
+            with timings.phase("solve"):
+                self._solve(layer, edit, updates, details)
+        return ComputedUpdates(updates, details)
+
+    def _edit_layer(
+        self,
+        layer: int,
+        requests: Sequence[EditRequest],
+        templates: Sequence[str],
+        earlier: Sequence[dict[str, LowRankUpdate]],
+        timings: Timings,
+    ) -> _LayerEdit:
+        """Keys and optimised values of one layer, batch by batch of requests."""
+        size = max(1, _ROWS_PER_BATCH // (len(templates) + 1))
+        parts: list[_LayerEdit] = []
+        for first in range(0, len(requests), size):
+            batch = requests[first : first + size]
+            with timings.phase("tokenise"):
+                rows = build_rows(
+                    self._request_tokenizer,
+                    batch,
+                    templates,
+                    self.hparams.fact_token,
+                    self._model.device,
+                )
+            own = earlier[first : first + size] if len(earlier) > 1 else earlier
+            with timings.phase("trunk"), self._earlier_layers(own, rows):
+                tail = Tail.capture(
+                    self._model,
+                    self.architecture,
+                    layer,
+                    rows.input_ids,
+                    rows.attention_mask,
+                    rows.fact_position,
+                )
+            with timings.phase("optimise"):
+                parts.append(self._optimise(tail, rows, first))
+        return _LayerEdit(
+            torch.cat([part.equality_keys for part in parts]),
+            torch.cat([part.solve_keys for part in parts]),
+            torch.cat([part.residuals for part in parts]),
+            [losses for part in parts for losses in part.losses],
+        )
+
+    def _optimise(self, tail: Tail, rows: Rows, first: int) -> _LayerEdit:
+        keys, values = tail.key.float(), tail.value.float()
+        initial_values = values[rows.bare_row]
+        found = optimise_values(tail, rows, initial_values, self.hparams)
+        _refuse_non_finite(found, first)
+        solve_keys = _template_mean(keys, rows)
+        if self.hparams.consistent_keys:
+            equality_keys, current = solve_keys, _template_mean(values, rows)
+        else:
+            equality_keys, current = keys[rows.bare_row], initial_values
+        steps, losses = found.steps.tolist(), found.losses.transpose(0, 1).tolist()
+        return _LayerEdit(
+            equality_keys,
+            solve_keys,
+            initial_values + found.delta - current,
+            [loss[:step] for loss, step in zip(losses, steps, strict=True)],
+        )
+
+    def _solve(
+        self,
+        layer: int,
+        edit: _LayerEdit,
+        updates: list[dict[str, LowRankUpdate]],
+        details: list[dict[str, Any]],
+    ) -> None:
+        """Adds the layer's updates to `updates`, and what they tell to `details`."""
+        name = self.architecture.weight_name(layer)
+        factor = self._statistics.factor(layer, edit.residuals.device)
+        requests = len(edit.residuals)
+        width = 1 if len(updates) > 1 else requests
+        for place, own in enumerate(updates):
+            part = slice(place * width, (place + 1) * width)
+            solved = solve_update(
+                edit.residuals[part],
+                edit.equality_keys[part],
+                edit.solve_keys[part],
+                factor,
+                self.architecture.weight_layout,
+            )
+            own[name] = solved.update
+            for detail, losses in zip(details[part], edit.losses[part], strict=True):
+                detail["layers"][layer] = {
+                    "steps": len(losses),
+                    "losses": losses,
+                    "condition": solved.condition,
+                }
+
+    @contextlib.contextmanager
+    def _earlier_layers(
+        self, updates: Sequence[dict[str, LowRankUpdate]], rows: Rows
+    ) -> Iterator[None]:
+        """Lets each row carry the updates of the layers below that are edited already."""
+        share = rows.request if len(updates) > 1 else torch.zeros_like(rows.request)
+        with contextlib.ExitStack() as stack:
+            for layer in self._layers:
+                name = self.architecture.weight_name(layer)
+                if name in updates[0]:
+                    stack.enter_context(
+                        row_updates(
+                            edited_module(self._model, self.architecture, layer),
+                            torch.stack([own[name].output_factor for own in updates])[share],
+                            torch.stack([own[name].input_factor for own in updates])[share],
+                        )
+                    )
+            yield
+
+    def _templates(self) -> list[str]:
+        given = self.hparams.context_templates
+        if isinstance(given, str):
+            return read_context_templates(given)
+        if given is not None:
+            return checked_templates(given)
+        pairs = [(length, number) for length, number in self.hparams.context_template_length_params]
+        return context_templates(
+            self._model,
+            self._tokenizer,
+            model_fingerprint(self._model, self.architecture),
+            pairs,
+            self.hparams.seed,
+        )
+
+    def _key_size(self, layer: int) -> int:
+        weight = edited_module(self._model, self.architecture, layer).weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[1 if self.architecture.weight_layout == "out_in" else 0]
+
+
+def _architecture(model: PreTrainedModel, hparams: ROMEHyperParams) -> Architecture:
+    """The table's row, else what the hyperparameters' module templates say."""
+    try:
+        return architecture_of(model)
+    except ModelError:
+        return describe_architecture(
+            model,
+            rewrite_module_tmp=hparams.rewrite_module_tmp,
+            layer_module_tmp=hparams.layer_module_tmp,
+            mlp_module_tmp=hparams.mlp_module_tmp,
+            attn_module_tmp=hparams.attn_module_tmp,
+            ln_f_module=hparams.ln_f_module,
+            lm_head_module=hparams.lm_head_module,
+        )
+
+
+def _template_mean(states: Tensor, rows: Rows) -> Tensor:
+    """Mean over a request's templates of ``states [rows, d]``: [requests, d]."""
+    request = rows.request[~rows.is_essence]
+    total = states.new_zeros(len(rows.bare_row), states.shape[1])
+    total.index_add_(0, request, states[~rows.is_essence])
+    return total / torch.bincount(request)[:, None]
+
+
+def _refuse_non_finite(found: OptimisedValues, first: int) -> None:
+    bad = (~found.delta.isfinite().all(dim=1)).nonzero().squeeze(1).tolist()
+    if bad:
+        raise NonFiniteError(
+            f"the optimisation of request {first + bad[0]} gave NaN or infinity; nothing was "
+            "changed. Load the model in float32 or bfloat16, or leave that request out"
+        )

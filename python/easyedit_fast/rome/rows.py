@@ -1,0 +1,146 @@
+"""The rows that ROME's optimisation runs: every request under every context template.
+
+A request gives one row a template, "template(prompt) target", and one row "{subject} is a",
+on which the KL term keeps what the model knows of the subject.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from easyedit_fast.data import RequestTokenizer
+from easyedit_fast.errors import HparamsError
+from easyedit_fast.requests import EditRequest
+
+FACT_TOKENS = ("subject_last", "subject_first", "subject_first_after_last", "last")
+_ESSENCE = " is a"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Tokenised rows, padded on the right; tokens that no loss depends on are cut off.
+
+    Attributes:
+        input_ids: [rows, tokens] int64.
+        attention_mask: [rows, tokens] int64.
+        fact_position: [rows] int64: the token whose value is edited (the subject's last).
+        request: [rows] int64: the request that the row belongs to, ascending.
+        is_essence: [rows] bool: the rows "{subject} is a".
+        target_row: [targets] int64: the row of each target token.
+        target_position: [targets] int64: the position whose logits predict it.
+        target_id: [targets] int64: its id.
+        bare_row: [requests] int64: each request's row under the first template.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    fact_position: torch.Tensor
+    request: torch.Tensor
+    is_essence: torch.Tensor
+    target_row: torch.Tensor
+    target_position: torch.Tensor
+    target_id: torch.Tensor
+    bare_row: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> Rows:
+        """Some of the rows, all rows of a request or none; rows and requests count anew.
+
+        Args:
+            rows: [n], ascending.
+        """
+        place = torch.full_like(self.request, -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        targets = (place[self.target_row] >= 0).nonzero().squeeze(1)
+        _, request = torch.unique_consecutive(self.request[rows], return_inverse=True)
+        bare = place[self.bare_row]
+        return Rows(
+            input_ids=self.input_ids[rows],
+            attention_mask=self.attention_mask[rows],
+            fact_position=self.fact_position[rows],
+            request=request,
+            is_essence=self.is_essence[rows],
+            target_row=place[self.target_row[targets]],
+            target_position=self.target_position[targets],
+            target_id=self.target_id[targets],
+            bare_row=bare[bare >= 0],
+        )
+
+
+def build_rows(
+    tokenizer: RequestTokenizer,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    fact_token: str,
+    device: torch.device,
+) -> Rows:
+    """Builds the rows of some requests.
+
+    Raises:
+        HparamsError: `fact_token` is not one of `FACT_TOKENS`.
+    """
+    if fact_token not in FACT_TOKENS:
+        raise HparamsError(f"fact_token {fact_token!r} is unknown; use one of {FACT_TOKENS}")
+    texts: list[str] = []
+    fact_spans: list[tuple[int, int]] = []
+    target_spans: list[tuple[int, int]] = []
+    for request in requests:
+        for template in templates:
+            text, fact_span, target_span = _rewrite_text(request, template, fact_token)
+            texts.append(text)
+            fact_spans.append(fact_span)
+            target_spans.append(target_span)
+        essence = request.subject + _ESSENCE
+        span = (0, len(request.subject))
+        texts.append(essence)
+        fact_spans.append(_fact_span(span, len(essence), fact_token))
+        target_spans.append((len(essence) - 1, len(essence)))
+    batch = tokenizer.encode(texts, subject_spans=fact_spans, target_spans=target_spans)
+    assert batch.labels is not None and batch.subject_last is not None
+    fact_position = batch.subject_last + (fact_token == "subject_first_after_last")
+    rows_per_request = len(templates) + 1
+    essence_rows = np.arange(len(texts)) % rows_per_request == len(templates)
+    target_row, label_position = np.nonzero((batch.labels != -100) & ~essence_rows[:, None])
+    target_id = batch.labels[target_row, label_position]
+    length = fact_position + 1
+    np.maximum.at(length, target_row, label_position)
+    width = int(length.max())
+    kept = np.arange(width) < length[:, None]
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return Rows(
+        input_ids=tensor(batch.input_ids[:, :width]),
+        attention_mask=tensor(kept.astype(np.int64)),
+        fact_position=tensor(fact_position),
+        request=tensor(np.arange(len(texts)) // rows_per_request),
+        is_essence=tensor(essence_rows),
+        target_row=tensor(target_row),
+        target_position=tensor(label_position - 1),
+        target_id=tensor(target_id),
+        bare_row=tensor(np.arange(len(requests)) * rows_per_request),
+    )
+
+
+def _rewrite_text(
+    request: EditRequest, template: str, fact_token: str
+) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    """The text of a row, the span of its fact token and the span of its target."""
+    shift = template.index("{}")
+    prompt = template.replace("{}", request.prompt)
+    start, end = request.subject_span
+    fact_span = _fact_span((start + shift, end + shift), len(prompt), fact_token)
+    text = f"{prompt} {request.target_new}"
+    return text, fact_span, (len(text) - len(request.target_new), len(text))
+
+
+def _fact_span(subject: tuple[int, int], prompt_end: int, fact_token: str) -> tuple[int, int]:
+    if fact_token == "last":
+        return prompt_end - 1, prompt_end
+    if fact_token == "subject_first":
+        return subject[0], subject[0] + 1
+    return subject

@@ -1,0 +1,95 @@
+"""Which second moment each edited layer has, and whether it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from easyedit_fast.errors import DataFileError, HparamsError
+from easyedit_fast.moments import (
+    SecondMoment,
+    SecondMomentFactor,
+    find_statistics,
+    read_second_moment,
+)
+from easyedit_fast.rome.hparams import ROMEHyperParams
+
+
+@dataclasses.dataclass
+class LayerStatistics:
+    """The second moments of the edited layers; each is factorised once, at its first use.
+
+    Attributes:
+        moments: By layer; empty where C = I.
+    """
+
+    moments: dict[int, SecondMoment]
+    _factors: dict[int, SecondMomentFactor] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def resolve(
+        cls, hparams: ROMEHyperParams, model_name: str, modules: Sequence[tuple[int, str, int]]
+    ) -> LayerStatistics:
+        """Reads the statistics that the hyperparameters ask for, or that are at hand.
+
+        Args:
+            hparams: ``mom2_adjustment`` (None: where statistics of every layer are at hand),
+                ``second_moment`` and EasyEdit's ``stats_dir`` and ``mom2_*``.
+            model_name: Name or path of the model.
+            modules: Layer, name and d_in of each edited module.
+
+        Raises:
+            HparamsError: ``mom2_adjustment`` is true and a layer has no statistics.
+            DataFileError: A file is damaged, or of another size than the layer.
+        """
+        if hparams.mom2_adjustment is False:
+            return cls({})
+        paths = {layer: _path(hparams, model_name, layer, name) for layer, name, _ in modules}
+        missing = [layer for layer, path in paths.items() if path is None]
+        if missing and hparams.mom2_adjustment:
+            raise HparamsError(
+                f"mom2_adjustment is true, but layer {missing[0]} has no statistics in "
+                f"{hparams.stats_dir!r}; give second_moment=FILE.npz, or set mom2_adjustment to "
+                "false"
+            )
+        if missing:
+            return cls({})
+        return cls(
+            {
+                layer: _of_size(read_second_moment(str(paths[layer])), name, size)
+                for layer, name, size in modules
+            }
+        )
+
+    def factor(self, layer: int, device: torch.device) -> SecondMomentFactor | None:
+        """The Cholesky factor of a layer's second moment, or None for C = I."""
+        if layer not in self.moments:
+            return None
+        if layer not in self._factors:
+            self._factors[layer] = self.moments[layer].factorise()
+        return SecondMomentFactor(self._factors[layer].lower.to(device))
+
+
+def _path(hparams: ROMEHyperParams, model_name: str, layer: int, module_name: str) -> str | None:
+    if hparams.second_moment is not None:
+        return hparams.second_moment.replace("{}", str(layer))
+    found = find_statistics(
+        hparams.stats_dir,
+        model_name,
+        module_name,
+        hparams.mom2_dataset,
+        hparams.mom2_dtype,
+        hparams.mom2_n_samples,
+    )
+    return None if found is None else str(found)
+
+
+def _of_size(moment: SecondMoment, module_name: str, size: int) -> SecondMoment:
+    if len(moment.matrix) != size:
+        raise DataFileError(
+            f"{moment.source} is {len(moment.matrix)} × {len(moment.matrix)}, and the keys of "
+            f"{module_name} have {size} dimensions; it belongs to another model or layer"
+        )
+    return moment

@@ -1,0 +1,10 @@
+//! Edit requests from data files, and their tokens: the loader of easyedit-fast without Python.
+//!
+//! [`records`] reads files of edit requests, [`tokenize`] turns texts into tokens and finds spans
+//! in them by character offsets, [`batch`] pads the rows into matrices.
+
+pub mod batch;
+pub mod error;
+mod parallel;
+pub mod records;
+pub mod tokenize;

@@ -1,0 +1,273 @@
+//! The fields of one JSON object, looked at one by one.
+//!
+//! A field that nobody asks for is never decoded: whatever it holds does no harm.
+
+use std::collections::HashSet;
+
+use serde::Deserializer as _;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{Probe, Section};
+use crate::error::FieldError;
+
+type Outcome<T> = Result<T, FieldError>;
+
+/// A JSON object whose values are still text, in the order of the file.
+pub(super) struct Fields<'a> {
+    /// What stands before the names in errors: empty, or ends with a dot.
+    prefix: String,
+    entries: Vec<(String, &'a RawValue)>,
+}
+
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Vec<(String, &'de RawValue)>;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        let mut seen = HashSet::new();
+        while let Some((key, value)) = map.next_entry::<String, &RawValue>()? {
+            if !seen.insert(key.clone()) {
+                return Err(A::Error::custom(format!("the key '{key}' is there twice")));
+            }
+            entries.push((key, value));
+        }
+        Ok(entries)
+    }
+}
+
+/// What a JSON text is, in words.
+fn kind(text: &str) -> &'static str {
+    match text.bytes().next() {
+        Some(b'"') => "a text",
+        Some(b'[') => "a list",
+        Some(b'{') => "an object",
+        Some(b'n') => "null",
+        Some(b't' | b'f') => "true or false",
+        _ => "a number",
+    }
+}
+
+/// serde's message without its position, which counts from the record's own beginning.
+fn cause(error: &serde_json::Error) -> String {
+    let whole = error.to_string();
+    whole.split(" at line ").next().unwrap_or(&whole).to_owned()
+}
+
+fn decode_text(text: &str, field: &str) -> Outcome<String> {
+    serde_json::from_str(text)
+        .map_err(|error| FieldError::new(field, format!("is no valid text: {}", cause(&error))))
+}
+
+/// The elements of a list.
+fn decode_list<'a>(text: &'a str, field: &str) -> Outcome<Vec<&'a RawValue>> {
+    serde_json::from_str(text)
+        .map_err(|error| FieldError::new(field, format!("is no valid list: {}", cause(&error))))
+}
+
+impl<'a> Fields<'a> {
+    /// The fields of a record.
+    pub(super) fn parse(text: &'a str) -> Outcome<Self> {
+        if kind(text) != "an object" {
+            return Err(FieldError::of_record(format!(
+                "is {}; a record must be an object with fields",
+                kind(text)
+            )));
+        }
+        let entries = serde_json::Deserializer::from_str(text)
+            .deserialize_map(Entries)
+            .map_err(|error| {
+                FieldError::of_record(format!("is ambiguous or damaged: {}", cause(&error)))
+            })?;
+        Ok(Self {
+            prefix: String::new(),
+            entries,
+        })
+    }
+
+    /// Whether there is such a field, null or not.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|(key, _)| key == name)
+    }
+
+    /// The full name of a field, for errors.
+    pub(super) fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The names of all fields.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|(key, _)| key.as_str())
+    }
+
+    /// The JSON of a field, unless it is absent or null.
+    fn get(&self, name: &str) -> Option<&'a str> {
+        let (_, value) = self.entries.iter().find(|(key, _)| key == name)?;
+        (kind(value.get()) != "null").then_some(value.get())
+    }
+
+    /// A text that must be there.
+    pub(super) fn text(&self, name: &str) -> Outcome<String> {
+        match self.get(name) {
+            Some(text) if kind(text) == "a text" => decode_text(text, &self.path(name)),
+            Some(text) => Err(FieldError::new(
+                self.path(name),
+                format!("must be a text, not {}", kind(text)),
+            )),
+            None if self.has(name) => {
+                Err(FieldError::new(self.path(name), "must be a text, not null"))
+            }
+            None => Err(FieldError::new(
+                self.path(name),
+                "is missing; add it to the record",
+            )),
+        }
+    }
+
+    /// A text that may be absent or null.
+    pub(super) fn optional_text(&self, name: &str) -> Outcome<Option<String>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(_) => self.text(name).map(Some),
+        }
+    }
+
+    /// A text or a list of texts; blank ones are left out.
+    pub(super) fn texts(&self, name: &str) -> Outcome<Vec<String>> {
+        let path = self.path(name);
+        let Some(json) = self.get(name) else {
+            return Ok(Vec::new());
+        };
+        let texts = match kind(json) {
+            "a text" => vec![decode_text(json, &path)?],
+            "a list" => decode_list(json, &path)?
+                .into_iter()
+                .map(|element| match kind(element.get()) {
+                    "a text" => decode_text(element.get(), &path),
+                    other => Err(FieldError::new(
+                        path.clone(),
+                        format!("must be a text or a list of texts; it holds {other}"),
+                    )),
+                })
+                .collect::<Outcome<_>>()?,
+            other => {
+                return Err(FieldError::new(
+                    path,
+                    format!("must be a text or a list of texts, not {other}"),
+                ));
+            }
+        };
+        Ok(texts
+            .into_iter()
+            .filter(|text| !super::fill::trim(text).is_empty())
+            .collect())
+    }
+
+    /// A text, or a list of texts and nulls; `None` where the field is absent or null.
+    fn answers(&self, name: &str) -> Outcome<Option<Vec<Option<String>>>> {
+        let path = self.path(name);
+        let Some(json) = self.get(name) else {
+            return Ok(None);
+        };
+        let refuse =
+            |what| FieldError::new(path.clone(), format!("must hold texts or null, not {what}"));
+        match kind(json) {
+            "a text" => Ok(Some(vec![Some(decode_text(json, &path)?)])),
+            "a list" => decode_list(json, &path)?
+                .into_iter()
+                .map(|element| match kind(element.get()) {
+                    "a text" => decode_text(element.get(), &path).map(Some),
+                    "null" => Ok(None),
+                    other => Err(refuse(other)),
+                })
+                .collect::<Outcome<_>>()
+                .map(Some),
+            other => Err(refuse(other)),
+        }
+    }
+
+    /// An object inside this one; `None` where the field is absent or null.
+    pub(super) fn object(&self, name: &str) -> Outcome<Option<Fields<'a>>> {
+        let path = self.path(name);
+        let Some(json) = self.get(name) else {
+            return Ok(None);
+        };
+        if kind(json) != "an object" {
+            return Err(FieldError::new(
+                path,
+                format!("must be an object, not {}", kind(json)),
+            ));
+        }
+        let inner =
+            Fields::parse(json).map_err(|error| FieldError::new(path.clone(), error.reason))?;
+        Ok(Some(Fields {
+            prefix: format!("{path}."),
+            entries: inner.entries,
+        }))
+    }
+
+    /// EasyEdit's `{key: {"prompt": …, "ground_truth": …}}`.
+    pub(super) fn section(&self, name: &str) -> Outcome<Section> {
+        let Some(section) = self.object(name)? else {
+            return Ok(Section::new());
+        };
+        section
+            .names()
+            .map(|key| {
+                let missing = || {
+                    FieldError::new(
+                        section.path(key),
+                        "must hold 'prompt' and may hold 'ground_truth'",
+                    )
+                };
+                if section.get(key).is_some_and(is_empty_list) {
+                    return Ok((key.to_owned(), Vec::new()));
+                }
+                let entry = match section.get(key) {
+                    Some(json) if kind(json) == "an object" => section.object(key)?,
+                    _ => None,
+                };
+                let entry = entry
+                    .filter(|entry| entry.has("prompt"))
+                    .ok_or_else(missing)?;
+                Ok((key.to_owned(), entry.probes("prompt", "ground_truth")?))
+            })
+            .collect()
+    }
+
+    /// Prompts from one field, and the answer to each from another.
+    pub(super) fn probes(&self, prompts: &str, answers: &str) -> Outcome<Vec<Probe>> {
+        let texts = self.texts(prompts)?;
+        let expected = match self.answers(answers)? {
+            Some(expected) => expected,
+            None => vec![None; texts.len()],
+        };
+        if texts.len() != expected.len() {
+            return Err(FieldError::new(
+                self.path(prompts),
+                format!(
+                    "holds {} texts that are not blank, but '{answers}' has {}; give one answer a prompt",
+                    texts.len(),
+                    expected.len()
+                ),
+            ));
+        }
+        let probe = |(prompt, answer): (String, Option<String>)| Probe {
+            prompt,
+            ground_truth: answer.filter(|text| !text.is_empty()),
+        };
+        Ok(texts.into_iter().zip(expected).map(probe).collect())
+    }
+}
+
+fn is_empty_list(json: &str) -> bool {
+    json.strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .is_some_and(|inside| inside.trim().is_empty())
+}

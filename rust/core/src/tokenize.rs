@@ -1,0 +1,151 @@
+//! Texts to tokens, and spans of characters to the tokens that they meet.
+
+use tokenizers::Tokenizer;
+
+use crate::batch::{Batch, Extras, PaddingSide, Row};
+use crate::error::{Error, RecordError, Result};
+use crate::parallel::map_ordered;
+
+/// Characters (Unicode code points, as Python counts them) [start, end) of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The first character.
+    pub start: usize,
+    /// The character after the last one.
+    pub end: usize,
+}
+
+/// What to find in the texts, and how to pad them.
+#[derive(Debug, Clone, Copy)]
+pub struct EncodeOptions<'a> {
+    /// One span a text: its subject.
+    pub subject_spans: Option<&'a [Span]>,
+    /// One span a text: the target, whose tokens become labels.
+    pub target_spans: Option<&'a [Span]>,
+    /// Where the pads stand.
+    pub padding_side: PaddingSide,
+    /// The id of a pad.
+    pub pad_id: i64,
+    /// Whether the tokenizer's own special tokens (BOS, CLS and the like) are added.
+    pub add_special_tokens: bool,
+}
+
+/// A model's tokenizer, as its `tokenizer.json` describes it.
+pub struct RequestTokenizer {
+    inner: Tokenizer,
+}
+
+impl RequestTokenizer {
+    /// Reads the text of a `tokenizer.json`. Truncation and padding that it may hold are switched
+    /// off. `split_special_tokens` treats special tokens inside a text as plain text.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a text that describes no tokenizer.
+    pub fn from_json(text: &str, split_special_tokens: bool) -> Result<Self> {
+        let refuse = |error| Error::Tokenizer(format!("the tokenizer cannot be read: {error}"));
+        let mut inner: Tokenizer = text.parse().map_err(refuse)?;
+        inner.with_truncation(None).map_err(refuse)?;
+        inner.with_padding(None);
+        inner.set_encode_special_tokens(split_special_tokens);
+        Ok(Self { inner })
+    }
+
+    /// Number of tokens, added ones included.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Tokenises the texts and pads them into a batch.
+    ///
+    /// A token belongs to a span where the characters that it stands for overlap it. The
+    /// subject's place is that of the last such token. Where one character is split over several
+    /// tokens, each of them stands for that character.
+    ///
+    /// # Errors
+    /// [`Error::Record`], with the row's number, for a span that is not inside its text or meets
+    /// no token; [`Error::Argument`] for a wrong number of spans and for too large a batch.
+    pub fn encode<S>(&self, texts: &[S], options: &EncodeOptions<'_>) -> Result<Batch>
+    where
+        S: AsRef<str> + Sync,
+    {
+        for (name, spans) in [
+            ("subject", options.subject_spans),
+            ("target", options.target_spans),
+        ] {
+            if let Some(spans) = spans.filter(|spans| spans.len() != texts.len()) {
+                return Err(Error::Argument(format!(
+                    "there are {} {name} spans for {} texts; give one a text",
+                    spans.len(),
+                    texts.len()
+                )));
+            }
+        }
+        let rows = map_ordered(texts, |row, text| {
+            self.encode_row(row, text.as_ref(), options)
+        })
+        .into_iter()
+        .collect::<Result<Vec<Row>>>()?;
+        let extras = Extras {
+            labels: options.target_spans.is_some(),
+            subject_last: options.subject_spans.is_some(),
+        };
+        Batch::pad(&rows, options.padding_side, options.pad_id, extras)
+    }
+
+    fn encode_row(&self, row: usize, text: &str, options: &EncodeOptions<'_>) -> Result<Row> {
+        let encoding = self
+            .inner
+            .encode_char_offsets(text, options.add_special_tokens)
+            .map_err(|error| RecordError {
+                record: row,
+                field: None,
+                reason: format!("the text cannot be tokenised: {error}"),
+            })?;
+        let meets = |span: Span| -> Vec<bool> {
+            encoding
+                .get_offsets()
+                .iter()
+                .zip(encoding.get_special_tokens_mask())
+                .map(|(&(start, end), &special)| {
+                    special == 0 && start.max(span.start) < end.min(span.end)
+                })
+                .collect()
+        };
+        let find = |spans: Option<&[Span]>, field| match spans.and_then(|spans| spans.get(row)) {
+            Some(&span) => met_tokens(row, text, span, field, meets(span)).map(Some),
+            None => Ok(None),
+        };
+        let subject = find(options.subject_spans, "subject")?;
+        Ok(Row {
+            ids: encoding.get_ids().iter().copied().map(i64::from).collect(),
+            subject_last: subject.and_then(|met| met.iter().rposition(|&meets| meets)),
+            in_target: find(options.target_spans, "target")?.unwrap_or_default(),
+        })
+    }
+}
+
+/// Checks the span and that it meets a token.
+fn met_tokens(
+    row: usize,
+    text: &str,
+    span: Span,
+    field: &str,
+    met: Vec<bool>,
+) -> Result<Vec<bool>> {
+    let Span { start, end } = span;
+    let refuse = |reason: String| Err(RecordError::of_row(row, field, reason).into());
+    let length = text.chars().count();
+    if start >= end || end > length {
+        return refuse(format!(
+            "span ({start}, {end}) is not inside the text of {length} characters '{text}'"
+        ));
+    }
+    if !met.contains(&true) {
+        return refuse(format!(
+            "span ({start}, {end}) meets no token of the text '{text}'; \
+             the tokenizer drops these characters"
+        ));
+    }
+    Ok(met)
+}

@@ -1,0 +1,195 @@
+"""`read_requests`: forms, limits, and agreement with `EditRequest`."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from easyedit_fast.data import RequestList, native, read_requests
+from easyedit_fast.errors import RequestError
+from easyedit_fast.requests import EditRequest, Probe
+
+DATA = Path(os.environ.get("EASYEDIT_FAST_DATA", "")) / "data"
+needs_data = pytest.mark.skipif(
+    "EASYEDIT_FAST_DATA" not in os.environ or not DATA.is_dir(),
+    reason="EASYEDIT_FAST_DATA names no folder with the data sets",
+)
+
+# Unassigned characters and lone surrogates are left out: the former depend on Python's version of
+# Unicode, the latter cannot be written as UTF-8.
+letters = st.characters(exclude_categories=["Cs", "Cn"])
+texts = st.text(st.sampled_from("aB é語{} \u0301\u001c9Ⅷ_") | letters, max_size=8)
+junk = st.sampled_from([7, 1.5, True, {"prompt": "x"}, [], ["a", 7], [None], "", " "])
+text_lists = texts | st.lists(texts, max_size=3)
+answers = st.none() | texts | st.lists(st.none() | texts, max_size=3)
+entries = st.fixed_dictionaries(
+    {"prompt": text_lists | st.sampled_from([7, None])},
+    optional={"ground_truth": answers | st.sampled_from([7, [7], {}])},
+)
+sections = st.dictionaries(texts, entries | st.sampled_from([{}, 7, None, []]), max_size=2)
+
+
+@st.composite
+def records(draw):
+    """Records of which about a third can be used."""
+    subject, pad = draw(texts), draw(texts)
+    places = [subject, "{}", subject + pad + subject, "{}" + subject, "{}{}" + subject, ""]
+    prompt = draw(texts) + draw(st.sampled_from(places)) + draw(texts)
+    record = {"prompt": prompt, "subject": subject, "target_new": draw(texts)}
+    optional = {
+        "ground_truth": st.none() | texts | st.sampled_from([7, ["a"]]),
+        "rephrase_prompt": st.none() | text_lists | st.sampled_from([7, [7]]),
+        "locality": st.none() | sections | st.sampled_from([7, "x", []]),
+        "portability": st.none() | sections,
+    }
+    for name, strategy in optional.items():
+        if draw(st.booleans()):
+            record[name] = draw(strategy)
+    if draw(st.integers(0, 9)) == 0:
+        record[draw(st.sampled_from(["prompt", "subject", "target_new"]))] = draw(
+            st.sampled_from([7, True, ["a"], {}])
+        )
+    if draw(st.integers(0, 19)) == 0:
+        del record[draw(st.sampled_from(sorted(record)))]
+    return record
+
+
+def by_python(record):
+    try:
+        return EditRequest.from_dict(record)
+    except RequestError:
+        return None
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(records(), max_size=5))
+def test_both_sides_accept_refuse_and_settle_alike(tmp_path_factory, made):
+    path = tmp_path_factory.mktemp("records") / "requests.json"
+    path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    expected = [by_python(record) for record in made]
+    read = native.read_records(path, format="requests", limit=None, offset=0, on_error="skip")
+    assert [error.record for error in read.skipped] == [
+        place for place, request in enumerate(expected) if request is None
+    ]
+    for record in read.records:
+        request = expected[record.number]
+        assert record.prompt == request.prompt
+        assert record.subject_start == request.subject_start
+        assert record.target_new == request.target_new
+        assert record.template == made[record.number]["prompt"]
+    accepted = [request for request in expected if request is not None]
+    assert list(read_requests(path, format="requests", on_error="skip")) == accepted
+
+
+def test_the_property_test_sees_both_kinds():
+    accepted = []
+
+    @settings(deadline=None, max_examples=200, derandomize=True, database=None)
+    @given(records())
+    def count(record):
+        accepted.append(by_python(record) is not None)
+
+    count()
+    assert 0.1 < sum(accepted) / len(accepted) < 0.9
+
+
+def test_what_a_request_writes_is_read_back(tmp_path):
+    request = EditRequest(
+        prompt="The mother tongue of {} is",
+        subject="Danielle Darrieux",
+        target_new="English",
+        ground_truth="French",
+        rephrase_prompt=("Danielle Darrieux, a native",),
+        locality={"neighborhood": (Probe("Léon Blum speaks", "French"), Probe("Rome is"))},
+        portability={"one_hop": (Probe("Danielle Darrieux is from", "England"),)},
+    )
+    path = tmp_path / "requests.jsonl"
+    path.write_text(f"{json.dumps(request.to_dict())}\n" * 3)
+    requests = read_requests(path)
+    assert requests == [request] * 3
+    assert isinstance(requests, RequestList)
+    assert requests.skipped == []
+
+
+def test_the_template_decides_which_occurrence_is_edited(tmp_path):
+    path = tmp_path / "one.json"
+    record = {"prompt": "{} and Ann", "subject": "Ann", "target_new": "x"}
+    path.write_text(json.dumps(record))
+    (request,) = read_requests(str(path))
+    assert (request.prompt, request.subject_span) == ("Ann and Ann", (0, 3))
+
+
+def test_limit_and_offset_count_records_of_the_file(tmp_path):
+    path = tmp_path / "many.json"
+    subjects = ["A", "B", "", "D", "E"]
+    made = [{"prompt": f"{s} is", "subject": s, "target_new": "x"} for s in subjects]
+    path.write_text(json.dumps(made))
+    requests = read_requests(path, offset=1, limit=3, on_error="skip")
+    assert [request.subject for request in requests] == ["B", "D"]
+    assert [(error.record, error.field) for error in requests.skipped] == [(2, "subject")]
+    assert str(requests.skipped[0]).endswith("many.json)")
+    assert [request.subject for request in read_requests(path, offset=3)] == ["D", "E"]
+    assert read_requests(path, limit=0) == []
+    with pytest.raises(RequestError, match="^record 2, field 'subject': is empty"):
+        read_requests(path)
+
+
+def test_wrong_arguments(tmp_path):
+    path = tmp_path / "none.json"
+    path.write_text("[]")
+    assert read_requests(path) == []
+    for arguments, message in [
+        ({"format": "csv"}, "unknown format 'csv'; known are auto, requests"),
+        ({"on_error": "ignore"}, "must be 'raise' or 'skip'"),
+        ({"limit": -1}, "limit must not be negative"),
+        ({"offset": -1}, "offset must not be negative"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read_requests(path, **arguments)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["train", "val", "edit"])
+def test_counterfact_files(name):
+    path = DATA / "counterfact" / f"counterfact-{name}.json"
+    requests = read_requests(path)
+    expected = []
+    for record in json.loads(path.read_text(encoding="utf-8")):
+        near = Probe(record["locality_prompt"], record["locality_ground_truth"])
+        expected.append(EditRequest.from_dict(record | {"locality": {"neighborhood": [near]}}))
+    assert requests == expected
+    assert read_requests(path, format="counterfact") == expected
+
+
+@needs_data
+def test_zsre_files():
+    path = DATA / "zsre" / "zsre_mend_train.json"
+    requests = read_requests(path, on_error="skip")
+    made = json.loads(path.read_text(encoding="utf-8"))
+    blank = [number for number, record in enumerate(made) if not record["alt"].strip()]
+    assert [(error.record, error.field) for error in requests.skipped] == [
+        (number, "alt") for number in blank
+    ]
+    kept = [record for record in made if record["alt"].strip()]
+    assert len(kept) == len(requests) > 700
+    for record, request in zip(kept, requests, strict=True):
+        assert request.prompt == record["src"]
+        assert request.target_new == record["alt"].strip()
+        assert request.ground_truth == record["answers"][0]
+        assert request.rephrase_prompt == (record["rephrase"],)
+        (near,) = request.locality["neighborhood"]
+        assert "nq question: " + near.prompt == record["loc"]
+        assert near.ground_truth == record["loc_ans"]
+
+
+@needs_data
+def test_zsre_portability():
+    path = DATA / "zsre" / "zsre_mend_eval_portability.json"
+    for record, request in zip(json.loads(path.read_text()), read_requests(path), strict=True):
+        hop = record["portability"]
+        assert request.portability == {
+            "one_hop": (Probe(hop["New Question"], hop["New Answer"]),)
+        }
