@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 TOOLS := $(abspath $(VENV)/build-tools)
 NATIVE_SOURCES := pyproject.toml $(wildcard Cargo.toml Cargo.lock) $(shell find csrc rust hparams \
-	\( -name __pycache__ -o -name target -o -name corpus -o -name artifacts \) -prune -o -type f -print)
+	\( -name __pycache__ -o -path rust/fuzz \) -prune -o -type f -print)
+PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 # Tests find their data there, and skip what needs it where it is absent.
@@ -24,7 +25,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_FLAGS)
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV=$(abspath $(VENV)) PYTHONPATH=$(TOOLS) \
 	PATH=$(TOOLS)/bin:$$PATH EASYEDIT_FAST_DEV=1 maturin
-FUZZ := cargo run --release --package easyedit-fast-fuzz --
+# In its folder: the configuration there instruments the code.
+FUZZ := cd rust/fuzz && mkdir -p corpus/records artifacts && cargo run --release --bin records -- \
+	-artifact_prefix=artifacts/ -dict=records.dict corpus/records ../../tests/attacks/records
 
 .PHONY: help
 help: ## list the targets
@@ -43,14 +46,14 @@ demo: $(STAMPS)/native $(STAMPS)/demo-model ## edit three facts inside a real la
 	$(BIN)/easyedit-fast demo
 
 .PHONY: test
-test: $(STAMPS)/native $(STAMPS)/demo-model ## run the Rust tests, then the Python tests
+test: $(STAMPS)/archives $(STAMPS)/demo-model ## run the Rust tests, then the Python tests
 	cargo test --workspace
 	$(PYTEST)
 
 .PHONY: test-slow
 test-slow: $(STAMPS)/native $(STAMPS)/demo-model ## run the slow tests, then fuzz the record readers for five minutes
 	$(PYTEST) -m 'slow and not gpu' --timeout 3600
-	$(FUZZ) $(FUZZ_SECONDS)
+	$(FUZZ) -max_total_time=$(FUZZ_SECONDS)
 
 .PHONY: test-gpu
 test-gpu: $(STAMPS)/native $(STAMPS)/demo-model ## run the tests that need a CUDA device
@@ -110,6 +113,12 @@ $(STAMPS)/tools: pyproject.toml csrc/build.py $(STAMPS)/dependencies
 	@$(BIN)/python -B csrc/build.py --requirements > $@.new
 	@cmp -s $@.new $@.txt || { rm -rf $(TOOLS) $@.txt && \
 		$(BIN)/python -m pip install --target $(TOOLS) -r $@.new && mv $@.new $@.txt; }
+	@touch $@
+
+# The wheel and the sdist whose contents the tests look at.
+$(STAMPS)/archives: $(STAMPS)/native $(STAMPS)/tools $(PYTHON_SOURCES) $(wildcard *.md)
+	$(MATURIN) build --release --out target/wheels
+	$(MATURIN) sdist --out target/wheels
 	@touch $@
 
 # The package is a way to fetch the model file: its own requirements are not needed.

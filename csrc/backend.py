@@ -6,17 +6,21 @@ the two hooks that name build requirements are extended here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import maturin
-from build import cuda_requirements
+from build import BuildError, cuda_requirements
 from maturin import *  # noqa: F403  (the remaining hooks are maturin's own)
 
 
 def get_requires_for_build_wheel(config_settings: Mapping[str, Any] | None = None) -> list[str]:
     """What a wheel needs: maturin's requirements and the CUDA compiler."""
-    return [*maturin.get_requires_for_build_wheel(config_settings), *cuda_requirements()]
+    try:
+        return [*maturin.get_requires_for_build_wheel(config_settings), *cuda_requirements()]
+    except BuildError as error:
+        sys.exit(f"error: {error}")
 
 
 get_requires_for_build_editable = get_requires_for_build_wheel

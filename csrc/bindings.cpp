@@ -94,23 +94,22 @@ void bind_second_moment(py::module_& module) {
   module.def("second_moment_cuda", bound(second_moment_params, second_moment_on_cuda), py::kw_only(), py::arg("out"),
              py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("row_stride"), py::arg("column_stride"),
              py::arg("dtype"), py::arg("mask"), py::arg("mask_stride"), py::arg("device"), py::arg("stream"));
-  module.def("symmetrise_cpu", bound(symmetrise_params, symmetrise_cpu), py::kw_only(), py::arg("out"),
-             py::arg("size"), py::arg("threads"));
+  module.def("symmetrise_cpu", bound(symmetrise_params, symmetrise_cpu), py::kw_only(), py::arg("out"), py::arg("size"),
+             py::arg("threads"));
   module.def("symmetrise_cuda", bound(symmetrise_params, symmetrise_on_cuda), py::kw_only(), py::arg("out"),
              py::arg("size"), py::arg("device"), py::arg("stream"));
 }
 
 void bind_rank_update(py::module_& module) {
   module.def("rank_update_cpu", bound(rank_update_params, rank_update_cpu), py::kw_only(), py::arg("weight"),
-             py::arg("rows"), py::arg("columns"), py::arg("weight_strides"), py::arg("dtype"),
-             py::arg("output_factor"), py::arg("output_factor_strides"), py::arg("input_factor"),
-             py::arg("input_factor_strides"), py::arg("rank"), py::arg("rounding"), py::arg("seed"),
-             py::arg("threads"));
+             py::arg("rows"), py::arg("columns"), py::arg("weight_strides"), py::arg("dtype"), py::arg("output_factor"),
+             py::arg("output_factor_strides"), py::arg("input_factor"), py::arg("input_factor_strides"),
+             py::arg("rank"), py::arg("rounding"), py::arg("seed"), py::arg("threads"));
   module.def("rank_update_cuda", bound(rank_update_params, rank_update_on_cuda), py::kw_only(), py::arg("weight"),
-             py::arg("rows"), py::arg("columns"), py::arg("weight_strides"), py::arg("dtype"),
-             py::arg("output_factor"), py::arg("output_factor_strides"), py::arg("input_factor"),
-             py::arg("input_factor_strides"), py::arg("rank"), py::arg("rounding"), py::arg("seed"),
-             py::arg("status"), py::arg("device"), py::arg("stream"));
+             py::arg("rows"), py::arg("columns"), py::arg("weight_strides"), py::arg("dtype"), py::arg("output_factor"),
+             py::arg("output_factor_strides"), py::arg("input_factor"), py::arg("input_factor_strides"),
+             py::arg("rank"), py::arg("rounding"), py::arg("seed"), py::arg("status"), py::arg("device"),
+             py::arg("stream"));
 }
 
 }  // namespace

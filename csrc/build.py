@@ -61,6 +61,7 @@ HOST_SOURCES = (
     "second_moment/second_moment_cpu.cpp",
 )
 CUDA_SOURCES = (
+    "common/cuda_info.cu",
     "rank_update/rank_update_cuda.cu",
     "second_moment/second_moment_cuda.cu",
 )

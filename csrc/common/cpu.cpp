@@ -82,8 +82,8 @@ std::vector<std::string> cpu_features() {
   return features;
 }
 
-void multiply_tile(const MicroKernel& kernel, std::int64_t depth, const float* a, std::int64_t a_stride,
-                   const float* b, float* tile) {
+void multiply_tile(const MicroKernel& kernel, std::int64_t depth, const float* a, std::int64_t a_stride, const float* b,
+                   float* tile) {
   std::memset(tile, 0, sizeof(float) * static_cast<std::size_t>(kernel.rows * kernel.columns));
   for (std::int64_t k = 0; k < depth; k += kTermsPerSum) {
     kernel.multiply_add(std::min(kTermsPerSum, depth - k), a + k * a_stride, a_stride, b + k * kernel.columns, tile);

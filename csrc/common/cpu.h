@@ -34,8 +34,8 @@ constexpr int kMaxTileColumns = 24;
 constexpr std::int64_t kTermsPerSum = 32;
 
 // tile [rows, columns] = aᵀ b, as in MicroKernel, summed in folds.
-void multiply_tile(const MicroKernel& kernel, std::int64_t depth, const float* a, std::int64_t a_stride,
-                   const float* b, float* tile);
+void multiply_tile(const MicroKernel& kernel, std::int64_t depth, const float* a, std::int64_t a_stride, const float* b,
+                   float* tile);
 
 // Threads that are worth waking for so many multiply-adds or moved elements.
 inline int useful_threads(double work, int threads) { return work < 65536.0 || threads < 1 ? 1 : threads; }

@@ -43,9 +43,7 @@ EASYEDIT_FAST_INLINE bool is_finite(Bfloat16 value) { return (value.bits & 0x7ff
 
 EASYEDIT_FAST_INLINE float to_float(float value) { return value; }
 
-EASYEDIT_FAST_INLINE float to_float(Bfloat16 value) {
-  return float_of(static_cast<std::uint32_t>(value.bits) << 16);
-}
+EASYEDIT_FAST_INLINE float to_float(Bfloat16 value) { return float_of(static_cast<std::uint32_t>(value.bits) << 16); }
 
 EASYEDIT_FAST_INLINE float to_float(Float16 value) {
   const std::uint32_t magnitude = value.bits & 0x7fffu;

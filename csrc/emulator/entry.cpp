@@ -45,7 +45,7 @@ int emulated_second_moment(float* out, const void* x, std::int64_t rows, std::in
                            const std::int64_t* x_strides, int dtype, const unsigned char* mask,
                            std::int64_t mask_stride) {
   return guarded([&] {
-    const SecondMoment params{out,   x,           rows, columns, x_strides[0], x_strides[1], static_cast<Dtype>(dtype),
+    const SecondMoment params{out,  x,          rows, columns, x_strides[0], x_strides[1], static_cast<Dtype>(dtype),
                               mask, mask_stride};
     check(params);
     second_moment_cuda(params, 0, nullptr);

@@ -13,7 +13,7 @@
 namespace easyedit_fast::emulator {
 namespace {
 
-constexpr std::size_t kGuardPages = 16;   // a stray index of a tile lands in them
+constexpr std::size_t kGuardPages = 16;  // a stray index of a tile lands in them
 constexpr std::size_t kAlignment = 16;
 constexpr std::size_t kSignalStack = 64 * 1024;
 

@@ -12,9 +12,7 @@ bool has_contiguous_rows(const RankUpdate& params) {
          (params.rows <= 1 || params.row_stride >= params.columns);
 }
 
-StridedMatrix transposed(const StridedMatrix& matrix) {
-  return {matrix.data, matrix.column_stride, matrix.row_stride};
-}
+StridedMatrix transposed(const StridedMatrix& matrix) { return {matrix.data, matrix.column_stride, matrix.row_stride}; }
 
 RankUpdate transposed(const RankUpdate& params) {
   RankUpdate result = params;

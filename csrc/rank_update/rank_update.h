@@ -19,15 +19,15 @@ struct StridedMatrix {
 };
 
 struct RankUpdate {
-  void* weight;                       // [rows, columns]
-  std::int64_t rows;                  // m
-  std::int64_t columns;               // n
-  std::int64_t row_stride;            // of weight, in elements
-  std::int64_t column_stride;         // of weight, in elements
-  Dtype dtype;                        // of weight
-  StridedMatrix output_factor;        // [rows, rank]
-  StridedMatrix input_factor;         // [rank, columns]
-  std::int64_t rank;                  // k
+  void* weight;                 // [rows, columns]
+  std::int64_t rows;            // m
+  std::int64_t columns;         // n
+  std::int64_t row_stride;      // of weight, in elements
+  std::int64_t column_stride;   // of weight, in elements
+  Dtype dtype;                  // of weight
+  StridedMatrix output_factor;  // [rows, rank]
+  StridedMatrix input_factor;   // [rank, columns]
+  std::int64_t rank;            // k
   Rounding rounding;
   std::uint64_t seed;
   std::int64_t number_row_stride;     // element (i, j) draws the noise of number

@@ -89,9 +89,9 @@ EASYEDIT_FAST_INLINE bool update_tile(const Task& task, int64_t row, int64_t col
   for (int64_t r = 0; r < rows; ++r) {
     T* weight = static_cast<T*>(params.weight) + (row + r) * params.row_stride + column;
     const int64_t number = (row + r) * params.number_row_stride + column * params.number_column_stride;
-    finite &= update_row<T, kPass, kRounding>(tile + r * task.kernel.columns, weight, columns,
-                                              static_cast<uint64_t>(number),
-                                              static_cast<uint64_t>(params.number_column_stride), params.seed);
+    finite &=
+        update_row<T, kPass, kRounding>(tile + r * task.kernel.columns, weight, columns, static_cast<uint64_t>(number),
+                                        static_cast<uint64_t>(params.number_column_stride), params.seed);
   }
   return finite;
 }
@@ -218,12 +218,11 @@ StridedMatrix transposed(const StridedMatrix& matrix) { return {matrix.data, mat
 // the dtype that no sum can overflow. It spares the second product that the full check costs.
 bool surely_finite(const RankUpdate& params, int threads) {
   constexpr double kLargest[] = {3.4028234663852886e38, 65504.0, 3.3895313892515355e38};
-  constexpr double kMargin = 1.25;        // for the rounding of sums of at most
-  constexpr int64_t kMaxRank = 1 << 20;   // so many terms: (1 + 2^-24)^(2^20) < 1.07
+  constexpr double kMargin = 1.25;       // for the rounding of sums of at most
+  constexpr int64_t kMaxRank = 1 << 20;  // so many terms: (1 + 2^-24)^(2^20) < 1.07
   if (params.rank > kMaxRank) return false;
-  double bound = dispatch(params.dtype, [&](auto tag) {
-    return largest_weight<typename decltype(tag)::Type>(params, threads);
-  });
+  double bound =
+      dispatch(params.dtype, [&](auto tag) { return largest_weight<typename decltype(tag)::Type>(params, threads); });
   for (int64_t k = 0; k < params.rank; ++k) {
     bound += largest_of_factor(params.output_factor, params.rows, k) *
              largest_of_factor(transposed(params.input_factor), params.columns, k);

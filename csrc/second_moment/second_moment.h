@@ -9,15 +9,15 @@
 namespace easyedit_fast {
 
 struct SecondMoment {
-  float* out;                   // [columns, columns], contiguous
-  const void* x;                // [rows, columns]
-  std::int64_t rows;            // n
-  std::int64_t columns;         // d
-  std::int64_t row_stride;      // in elements
-  std::int64_t column_stride;   // in elements
-  Dtype dtype;                  // of x
-  const unsigned char* mask;    // [rows], nonzero = count the row; null = count all
-  std::int64_t mask_stride;     // in elements
+  float* out;                  // [columns, columns], contiguous
+  const void* x;               // [rows, columns]
+  std::int64_t rows;           // n
+  std::int64_t columns;        // d
+  std::int64_t row_stride;     // in elements
+  std::int64_t column_stride;  // in elements
+  Dtype dtype;                 // of x
+  const unsigned char* mask;   // [rows], nonzero = count the row; null = count all
+  std::int64_t mask_stride;    // in elements
 };
 
 struct Symmetrise {

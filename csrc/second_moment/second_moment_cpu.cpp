@@ -34,7 +34,8 @@ EASYEDIT_FAST_INLINE void pack_panel(const SecondMoment& params, const int64_t* 
     if (params.column_stride == 1) {
       for (int64_t column = 0; column < count; ++column) panel[column] = to_float(source[column]);
     } else {
-      for (int64_t column = 0; column < count; ++column) panel[column] = to_float(source[column * params.column_stride]);
+      for (int64_t column = 0; column < count; ++column)
+        panel[column] = to_float(source[column * params.column_stride]);
     }
     std::fill(panel + count, panel + width, 0.0f);
   }

@@ -93,7 +93,9 @@ def architecture_from_dict(fields: Mapping[str, Any]) -> Architecture:
     Raises:
         DataFileError: A field is unknown, missing or of a wrong type.
     """
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
+    }
     try:
         return Architecture(**values)
     except TypeError as error:
@@ -102,9 +104,7 @@ def architecture_from_dict(fields: Mapping[str, Any]) -> Architecture:
         ) from None
 
 
-def write_peft_adapter(
-    folder: Path, updates: Mapping[str, LowRankUpdate], model_name: str
-) -> None:
+def write_peft_adapter(folder: Path, updates: Mapping[str, LowRankUpdate], model_name: str) -> None:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Each update becomes one LoRA pair with ``lora_B = output_factor``, ``lora_A = input_factor``

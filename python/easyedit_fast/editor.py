@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -26,12 +26,11 @@ from easyedit_fast.timings import Timings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from easyedit_fast.hparams import Hparams
     from easyedit_fast.models.architectures import Architecture
     from easyedit_fast.updates import ComputedUpdates
 
-Requests = EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]
-HparamsLike = "str | os.PathLike[str] | Mapping[str, Any] | Hparams | None"
+Requests: TypeAlias = EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]
+HparamsLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Hparams | None"
 
 
 class Editor:
@@ -77,7 +76,7 @@ class Editor:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        name_or_path: str | Path,
         *,
         method: str = "rome",
         hparams: HparamsLike = None,

@@ -18,16 +18,19 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except FileNotFoundError:
-        raise MissingFileError(f"there is no folder {str(path.parent)!r}; create it first") from None
+        raise MissingFileError(
+            f"there is no folder {str(path.parent)!r}; create it first"
+        ) from None
+    partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
     except BaseException:
-        os.unlink(name)
+        partial.unlink()
         raise
 
 

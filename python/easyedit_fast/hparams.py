@@ -114,7 +114,8 @@ class Hparams(pydantic.BaseModel):
             MissingFileError: There is no such file; the message lists near names.
             HparamsError: The file cannot be read, or a field of it cannot be used.
         """
-        return cls.from_yaml(find_hparams_file(path_or_name))
+        path = find_hparams_file(path_or_name)
+        return cls.from_yaml(path).came_from(os.fspath(path_or_name))
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Self:

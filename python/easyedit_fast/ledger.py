@@ -137,8 +137,8 @@ def _parameter(model: torch.nn.Module, name: str, update: LowRankUpdate) -> torc
         ) from None
     if not parameter.is_floating_point():
         raise ModelError(
-            f"weight {name!r} is of dtype {parameter.dtype}; load the model unquantised to edit it, "
-            "or export the edit with to_peft() and load it as an adapter"
+            f"weight {name!r} is of dtype {parameter.dtype}; load the model unquantised to edit "
+            "it, or export the edit with to_peft() and load it as an adapter"
         )
     if _as_out_in(parameter, update).shape != update.shape:
         raise EditStateError(

@@ -23,13 +23,16 @@ class EditingMethod(Protocol):
 
     Attributes:
         name: Its name, e.g. ``rome``.
-        hparams: Its hyperparameters.
         architecture: Where the model's parts are.
     """
 
     name: str
-    hparams: Hparams
     architecture: Architecture
+
+    @property
+    def hparams(self) -> Hparams:
+        """Its hyperparameters."""
+        ...
 
     def compute(
         self, requests: Sequence[EditRequest], *, isolated: bool, timings: Timings

@@ -76,9 +76,16 @@ class EditRequest:
         return self.subject_start, self.subject_start + len(self.subject)
 
     def to_dict(self) -> dict[str, Any]:
-        """The request as plain JSON values, in the form that `from_dict` and the loader read."""
+        """The request as plain JSON values, in the form that `from_dict` and the loader read.
+
+        The prompt holds ``{}`` in place of the subject where another occurrence would be taken
+        for the edited one.
+        """
+        start, end = self.subject_span
+        found = _last_occurrence(self.prompt, self.subject) == start
+        template = f"{self.prompt[:start]}{_PLACE_HOLDER}{self.prompt[end:]}"
         record: dict[str, Any] = {
-            "prompt": self.prompt,
+            "prompt": self.prompt if found else template,
             "subject": self.subject,
             "target_new": self.target_new,
             "ground_truth": self.ground_truth,
@@ -104,7 +111,7 @@ class EditRequest:
             RequestError: A field is missing or cannot be used.
         """
         for name in ("prompt", "subject", "target_new"):
-            if name not in record:
+            if record.get(name) is None:
                 raise RequestError("is missing; add it to the request", field=name)
         names = [field.name for field in dataclasses.fields(cls) if field.init]
         given = {name: record[name] for name in names if record.get(name) is not None}
@@ -180,7 +187,7 @@ def _texts(value: object, field: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str):
         return (value,) if value.strip() else ()
-    if isinstance(value, Iterable):
+    if isinstance(value, Sequence):
         texts = tuple(value)
         if all(isinstance(text, str) for text in texts):
             return tuple(text for text in texts if text.strip())
@@ -192,7 +199,8 @@ def _probes(value: object, field: str) -> dict[str, tuple[Probe, ...]]:
         return {}
     if not isinstance(value, Mapping):
         raise RequestError(
-            "must map a name to {'prompt': …, 'ground_truth': …}, as EasyEdit writes it", field=field
+            "must map a name to {'prompt': …, 'ground_truth': …}, as EasyEdit writes it",
+            field=field,
         )
     return {str(key): tuple(_section(entry, f"{field}.{key}")) for key, entry in value.items()}
 
@@ -200,7 +208,7 @@ def _probes(value: object, field: str) -> dict[str, tuple[Probe, ...]]:
 def _section(entry: object, field: str) -> Iterable[Probe]:
     if isinstance(entry, Probe):
         entry = (entry,)
-    if isinstance(entry, Sequence) and all(isinstance(probe, Probe) for probe in entry):
+    if isinstance(entry, list | tuple) and all(isinstance(probe, Probe) for probe in entry):
         return entry
     if not isinstance(entry, Mapping) or "prompt" not in entry:
         raise RequestError("must hold 'prompt' and may hold 'ground_truth'", field=field)

@@ -104,9 +104,7 @@ def word_piece(texts):
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=800, special_tokens=special, show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=800, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return PreTrainedTokenizerFast(
@@ -149,7 +147,9 @@ def assert_equal_batches(theirs, texts, side="right", **arguments):
 def expected_positions(offsets, ids, span, shift):
     """Subject position and label row, by a loop over the offsets that transformers gives."""
     met = [
-        place for place, (start, end) in enumerate(offsets) if max(start, span[0]) < min(end, span[1])
+        place
+        for place, (start, end) in enumerate(offsets)
+        if max(start, span[0]) < min(end, span[1])
     ]
     labels = [-100] * len(ids)
     for place in met:
@@ -160,7 +160,9 @@ def expected_positions(offsets, ids, span, shift):
 def assert_equal_positions(theirs, requests, side):
     texts = [f"{request.prompt} {request.target_new}" for request in requests]
     subjects = [request.subject_span for request in requests]
-    targets = [(len(request.prompt) + 1, len(text)) for request, text in zip(requests, texts, strict=True)]
+    targets = [
+        (len(request.prompt) + 1, len(text)) for request, text in zip(requests, texts, strict=True)
+    ]
     ours = RequestTokenizer.from_transformers(theirs)
     batch = ours.encode(texts, subject_spans=subjects, target_spans=targets, padding_side=side)
     expected = with_pad(theirs, side)(texts, padding=True, return_tensors="np")

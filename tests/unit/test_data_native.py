@@ -21,9 +21,7 @@ def run(script):
 
 
 def test_status_of_a_module_that_fits():
-    assert loader_status() == LoaderStatus(
-        loaded=True, version=_loader.__version__, reason=None
-    )
+    assert loader_status() == LoaderStatus(loaded=True, version=_loader.__version__, reason=None)
 
 
 @pytest.mark.parametrize(

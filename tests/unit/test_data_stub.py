@@ -63,7 +63,9 @@ def signature(function):
     kinds = inspect.Parameter
     names = [p.name for p in parameters if p.kind == kinds.POSITIONAL_OR_KEYWORD]
     keywords = [(p.name, p.default) for p in parameters if p.kind == kinds.KEYWORD_ONLY]
-    others = [p for p in parameters if p.kind not in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+    others = [
+        p for p in parameters if p.kind not in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    ]
     assert [p.name for p in others] in ([], ["self"])
     return names, keywords
 

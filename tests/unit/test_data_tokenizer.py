@@ -20,7 +20,9 @@ from easyedit_fast.errors import ModelError, RequestError
 
 def byte_tokenizer():
     """One token a byte, and the special token <eos>."""
-    vocab = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab = {
+        token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,7 +54,8 @@ def test_numpy_gets_the_buffers_themselves(side):
         array = getattr(batch, name)
         assert array.__array_interface__["data"] == (batch.addresses[name], False)
         assert array.dtype == np.int64
-        assert array.flags.c_contiguous and array.flags.writeable
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
 
 
 def test_the_batch_of_the_package_hands_the_same_buffers_on(ours):
@@ -62,7 +65,8 @@ def test_the_batch_of_the_package_hands_the_same_buffers_on(ours):
         ours.encode(TEXTS[::-1])
     gc.collect()
     np.testing.assert_array_equal(batch.input_ids, before)
-    assert batch.labels is None and batch.subject_last is None
+    assert batch.labels is None
+    assert batch.subject_last is None
 
 
 def test_arrays_outlive_everything_else():
@@ -95,8 +99,16 @@ def test_no_rows_and_empty_rows(ours):
         (["a", "b\ud83d"], {}, "^record 1: the text is no valid Unicode"),
         (["a", 7], {}, "^record 1: must be a text"),
         (["ab"], {"subject_spans": [(0, 3)]}, "^record 0, field 'subject': span .0, 3. is not ins"),
-        (["ab"], {"target_spans": [(-1, 1)]}, "^record 0, field 'target': span .-1, 1. is negative"),
-        (["ab"], {"target_spans": [(1, 1)]}, "^record 0, field 'target': span .1, 1. is not inside"),
+        (
+            ["ab"],
+            {"target_spans": [(-1, 1)]},
+            "^record 0, field 'target': span .-1, 1. is negative",
+        ),
+        (
+            ["ab"],
+            {"target_spans": [(1, 1)]},
+            "^record 0, field 'target': span .1, 1. is not inside",
+        ),
     ],
 )
 def test_a_bad_row_is_named(ours, texts, arguments, message):
@@ -118,7 +130,8 @@ def test_taking_over_is_remembered_until_the_tokenizer_changes(fast):
     size = first.vocab_size
     fast.add_tokens(["lives"])
     second = RequestTokenizer.from_transformers(fast)
-    assert second is not first and second.vocab_size == size + 1
+    assert second is not first
+    assert second.vocab_size == size + 1
     assert second.encode(["Ann lives"]).lengths.tolist() == [len(fast("Ann lives")["input_ids"])]
     fast.pad_token = "lives"
     assert RequestTokenizer.from_transformers(fast).pad_id == fast.pad_token_id == size
@@ -181,8 +194,8 @@ def count_during(work):
 
 def test_encoding_lets_other_threads_run():
     tokenizer = _loader.Tokenizer(byte_tokenizer().to_str())
-    text = "Ann lives in Rome. " * 20_000
-    turns, seconds = count_during(lambda: tokenizer.encode([text] * 8))
+    text = "Ann lives in Rome. " * 10_000
+    turns, seconds = count_during(lambda: tokenizer.encode([text] * 4))
     assert seconds > 0.1
     assert turns >= 10
 
@@ -190,7 +203,7 @@ def test_encoding_lets_other_threads_run():
 def test_reading_lets_other_threads_run(tmp_path):
     path = tmp_path / "large.json"
     record = '{"prompt": "Ann lives in", "subject": "Ann", "target_new": "Rome", "notes": "%s"}'
-    path.write_text("[" + ",".join([record % ("x" * 1_000_000)] * 250) + "]")
+    path.write_text("[" + ",".join([record % ("x" * 1_000_000)] * 150) + "]")
     arguments = {"format": "auto", "limit": None, "offset": 0, "on_error": "raise"}
     turns, seconds = count_during(lambda: native.read_records(path, **arguments))
     assert seconds > 0.05

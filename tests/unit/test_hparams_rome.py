@@ -168,7 +168,7 @@ def test_a_file_goes_before_the_rule_which_fills_what_it_lacks(tmp_path: Path) -
 def test_ready_hyperparameters_are_returned_themselves() -> None:
     ready = load("llama-7b")
     assert resolve_rome_hparams(ready, model_of("LlamaConfig", 32)) is ready
-    assert ready.source == "given"
+    assert ready.source == "ROME/llama-7b"
     with pytest.raises(HparamsError, match="layers: 5 is not in this model of 4 layers"):
         resolve_rome_hparams(ready, model_of("LlamaConfig", 4))
     with pytest.raises(HparamsError, match="Hparams is not for ROME"):

@@ -57,7 +57,9 @@ def apply(
         report: dict[str, Any] = {
             "model": model,
             "edits": [edit.describe() for edit in loaded],
-            "generations": [dict(zip(("prompt", "before", "after"), row, strict=True)) for row in rows],
+            "generations": [
+                dict(zip(("prompt", "before", "after"), row, strict=True)) for row in rows
+            ],
             "saved_model": None if save_model is None else str(save_model),
         }
         print_json(report)

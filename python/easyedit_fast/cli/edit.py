@@ -31,7 +31,7 @@ def edit(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Many edits: requests (JSON, JSONL), CounterFact or zsRE."),
     ] = None,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Records of the file at most.")] = None,  # noqa: UP045
+    limit: Annotated[int | None, typer.Option(min=1, help="Records of the file at most.")] = None,
     isolated: Annotated[
         bool,
         typer.Option(

@@ -17,16 +17,16 @@ console = Console()
 
 def show_warnings_as_lines() -> None:
     """Warnings and log messages of the package go to stderr, one line each."""
-
-    def show(message: Any, category: Any, *_: Any) -> None:
-        print(f"warning: {message}", file=sys.stderr)
-
-    warnings.showwarning = show
+    warnings.formatwarning = _warning_line
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     logger = logging.getLogger("easyedit_fast")
     if not logger.handlers:
         logger.addHandler(handler)
+
+
+def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {message}\n"
 
 
 def print_json(value: Any) -> None:

@@ -65,9 +65,7 @@ def read_records(
     _require()
     from easyedit_fast import _loader
 
-    return _loader.read_records(
-        path, format=format, limit=limit, offset=offset, on_error=on_error
-    )
+    return _loader.read_records(path, format=format, limit=limit, offset=offset, on_error=on_error)
 
 
 def open_tokenizer(json: str, *, split_special_tokens: bool) -> _loader.Tokenizer:

@@ -16,8 +16,6 @@ from easyedit_fast.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from easyedit_fast import _loader
-
 IGNORED_LABEL = -100
 """Label of all tokens outside the target, as torch's cross entropy passes over it."""
 
@@ -25,7 +23,7 @@ Span = tuple[int, int]
 """Characters [start, end) of a text, counted as Python counts them."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
     """Padded rows of tokens: n rows, the longest of t tokens; all arrays are int64.
 
@@ -154,9 +152,7 @@ _KNOWN: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], RequestTokenizer]]
 """Per transformers tokenizer, for as long as it lives: its fingerprint and ours."""
 
 
-def _fingerprint(
-    tokenizer: PreTrainedTokenizerBase, backend: Any, pad_id: int
-) -> tuple[Any, ...]:
+def _fingerprint(tokenizer: PreTrainedTokenizerBase, backend: Any, pad_id: int) -> tuple[Any, ...]:
     """All of a tokenizer that its owner can change and that changes ids, in microseconds."""
     parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
     added = backend.get_added_tokens_decoder()

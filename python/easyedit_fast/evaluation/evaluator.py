@@ -184,7 +184,7 @@ def _add_text(entry: dict[str, Any], row: Row, text: str) -> None:
 
 def _section(entry: dict[str, Any], row: Row) -> dict[str, Any]:
     """Where a row's scores stand: in the entry itself, or in one of its two nested mappings."""
-    nested: dict[str, Any] = entry[row.section] if row.section in entry else entry
+    nested: dict[str, Any] = entry.get(row.section, entry)
     return nested
 
 
@@ -193,4 +193,5 @@ def _new_tokens(rows: Sequence[Row], batch: TokenBatch) -> NDArray[np.int64]:
     assert batch.labels is not None
     answers = (batch.labels != IGNORED_LABEL).sum(axis=1)
     answers[[row.target is None for row in rows]] = 0
-    return np.maximum(answers + _SPARE_TOKENS, _NEW_TOKENS)
+    wanted: NDArray[np.int64] = np.maximum(answers + _SPARE_TOKENS, _NEW_TOKENS)
+    return wanted

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -42,18 +42,18 @@ def continue_greedily(
         The n continuations, without the prompts and without special tokens.
     """
     batch = RequestTokenizer.from_transformers(tokenizer).encode(prompts, padding_side="left")
+    generate = cast("Callable[..., torch.Tensor]", model.generate)
     texts = [""] * len(prompts)
     ends = _end_ids(model, tokenizer)
     for places in sorted_batches(batch.lengths.tolist(), batch_size):
         width = int(batch.lengths[places].max())
+        mask = batch.attention_mask[places, -width:]
         edits = None if updates is None else [updates[place] for place in places]
         config = _greedy(max(new_tokens[place] for place in places), tokenizer, ends)
         with torch.no_grad(), frozen(model), own_updates(model, edits), _settings(model, config):
-            tokens = model.generate(
+            tokens = generate(
                 input_ids=torch.from_numpy(batch.input_ids[places, -width:]).to(model.device),
-                attention_mask=torch.from_numpy(batch.attention_mask[places, -width:]).to(
-                    model.device
-                ),
+                attention_mask=torch.from_numpy(mask).to(model.device),
             )
         for place, row in zip(places, tokens[:, width:].tolist(), strict=True):
             kept = _until_end(row[: new_tokens[place]], ends)

@@ -106,12 +106,13 @@ def module_for(device: torch.device) -> ModuleType | None:
         return module
     if wanted == "native":
         raise NativeModuleError(f"{VARIABLE}=native: {reason}")
-    _say_once(f"easyedit-fast computes with plain torch on {device.type}: {reason}")
+    say_once(f"easyedit-fast computes with plain torch on {device.type}: {reason}")
     return None
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Warn of a message, the first time in this process that it comes up."""
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 

@@ -72,7 +72,7 @@ def rank_update_(
     rounding: str = "nearest",
     seed: int = 0,
 ) -> None:
-    """weight [m, n] += output_factor [m, k] @ input_factor [k, n], rounded once."""
+    """Do weight [m, n] += output_factor [m, k] @ input_factor [k, n], rounded once."""
     _check_rank_update(weight, output_factor, input_factor, rounding)
     if weight.numel() == 0 or output_factor.shape[1] == 0:
         return
@@ -89,7 +89,7 @@ def _rank_update_fake(
     output_factor: torch.Tensor,
     input_factor: torch.Tensor,
     rounding: str = "nearest",
-    seed: int = 0,
+    seed: int = 0,  # noqa: ARG001  (the schema's, nothing to check)
 ) -> None:
     _check_rank_update(weight, output_factor, input_factor, rounding)
 

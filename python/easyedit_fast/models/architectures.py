@@ -36,8 +36,10 @@ class Architecture:
         decoder: The module whose forward embeds the tokens, runs the blocks and the final norm.
         blocks: The list of blocks.
         embeddings: The token embeddings.
-        final_norm: The norm after the last block; None where there is none.
-        lm_head: The projection to the vocabulary.
+        final_norm: The norm after the last block, by the name that hyperparameter files give
+            it; None where there is none.
+        lm_head: The projection to the vocabulary, by the same. Reach it by
+            ``model.get_output_embeddings()``: releases of transformers name it differently.
         attention: In a block: the self-attention.
         mlp: In a block: the module whose output is the output of the MLP.
         mlp_input_projections: In a block: the projections into the MLP's inner dimension.
@@ -215,8 +217,8 @@ def describe_architecture(
         layer_module_tmp: Path of a block, e.g. ``model.layers.{}``.
         mlp_module_tmp: Path of a block's MLP.
         attn_module_tmp: Path of a block's attention.
-        ln_f_module: Path of the final norm.
-        lm_head_module: Path of the projection to the vocabulary.
+        ln_f_module: Name of the final norm; empty where there is none.
+        lm_head_module: Name of the projection to the vocabulary.
 
     Raises:
         ModelError: A template is not a path into this model, or the model is wrapped.
@@ -237,7 +239,7 @@ def describe_architecture(
         )
     ]
     projection, mlp, attention = within
-    for path in (f"{blocks}.0.{mlp}", f"{blocks}.0.{attention}", ln_f_module, lm_head_module):
+    for path in (f"{blocks}.0.{mlp}", f"{blocks}.0.{attention}"):
         module(model, path)
     edited = module(model, f"{blocks}.0.{projection}")
     embeddings = model.get_input_embeddings()
@@ -247,7 +249,7 @@ def describe_architecture(
         decoder=blocks.rpartition(".")[0],
         blocks=blocks,
         embeddings=next(name for name, part in model.named_modules() if part is embeddings),
-        final_norm=ln_f_module,
+        final_norm=ln_f_module or None,
         lm_head=lm_head_module,
         attention=attention,
         mlp=mlp,
@@ -381,14 +383,10 @@ def _inside_block(template: str, layer_module_tmp: str, name: str) -> str:
 def _refuse_wrapped(model: nn.Module) -> None:
     """Wrappers have the wrapped model's config, but not its module paths."""
     remedies = {
-        "peft_config": "merge its adapter first: model = model.merge_and_unload()",
+        "base_model": "merge its adapter first: model = model.merge_and_unload()",
         "_orig_mod": "pass the model itself: model._orig_mod",
+        "module": "pass the model inside it: model.module",
     }
     for attribute, remedy in remedies.items():
         if attribute in vars(model) or attribute in model._modules:
-            break
-    else:
-        if "module" not in model._modules:
-            return
-        remedy = "pass the model inside it: model.module"
-    raise ModelError(f"the model is wrapped in {type(model).__name__}; {remedy}")
+            raise ModelError(f"the model is wrapped in {type(model).__name__}; {remedy}")

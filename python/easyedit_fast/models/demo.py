@@ -5,17 +5,19 @@ The file is 4-bit quantised. It is dequantised to float32 once, into the user's 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
+import io
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from easyedit_fast.errors import MissingPackageError
 from easyedit_fast.models.cache import cache_folder
-from easyedit_fast.models.quiet import quiet_transformers
+from easyedit_fast.models.compat import dtype_argument, quiet_transformers
 
 DEMO_MODEL = "demo"
 
@@ -80,7 +82,7 @@ def _write_whole(source: Path, folder: Path) -> None:
         if folder.exists() and not _complete(folder):
             shutil.rmtree(folder)
         try:
-            os.rename(partial, folder)
+            partial.rename(folder)
         except OSError:
             # Another process was faster; its folder is as good as this one.
             if not _complete(folder):
@@ -93,11 +95,13 @@ def _dequantise(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from easyedit_fast.models.loading import dtype_argument
-
-    place = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(**place, **dtype_argument(torch.float32))
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": source.parent,
+        "gguf_file": source.name,
+    }
+    # The reader draws its progress bar whatever transformers' settings say.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        model: Any = AutoModelForCausalLM.from_pretrained(**place, **dtype_argument(torch.float32))
         # The weights are plain now, but the config still calls them quantised.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easyedit_fast.errors import MissingFileError, ModelError
+from easyedit_fast.models.compat import dtype_argument, quiet_transformers
 from easyedit_fast.models.demo import DEMO_MODEL, demo_folder
-from easyedit_fast.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -50,21 +50,15 @@ def load_model(
     wanted = _parse_dtype(dtype)
     place = _parse_device(device)
     source = _locate(name_or_path)
-    hub = {} if revision is None else {"revision": revision}
+    # Code that comes with a model is never run, nor is leave to run it asked for.
+    hub: dict[str, Any] = {"trust_remote_code": False}
+    if revision is not None:
+        hub["revision"] = revision
     with quiet_transformers():
         _check_config(source, hub)
         model = _load_weights(source, wanted, place, hub)
         tokenizer = _load_tokenizer(source, hub)
     return model, tokenizer
-
-
-def dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
-    """``from_pretrained``'s argument for the dtype, which transformers 4.56 renamed."""
-    import transformers
-    from packaging.version import Version
-
-    renamed = Version(transformers.__version__) >= Version("4.56.0")
-    return {"dtype" if renamed else "torch_dtype": dtype}
 
 
 def _locate(name_or_path: str | Path) -> str:
@@ -85,7 +79,7 @@ def _locate(name_or_path: str | Path) -> str:
     return name
 
 
-def _check_config(source: str, hub: dict[str, str]) -> None:
+def _check_config(source: str, hub: dict[str, Any]) -> None:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -101,29 +95,30 @@ def _check_config(source: str, hub: dict[str, str]) -> None:
 
 
 def _load_weights(
-    source: str, dtype: torch.dtype | str, device: str, hub: dict[str, str]
+    source: str, dtype: torch.dtype | str, device: str, hub: dict[str, Any]
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    model: PreTrainedModel
+    report: dict[str, Any]
+    load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = load(
             source, device_map=device, output_loading_info=True, **dtype_argument(dtype), **hub
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot load the weights of {source!r}: {_first_line(error)}"
-        ) from error
+        raise ModelError(f"cannot load the weights of {source!r}: {_first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{source!r} lacks {len(missing)} weights of a {type(model).__name__} (the first is "
             f"{missing[0]!r}); give a checkpoint that was saved as a causal language model"
         )
-    loaded: PreTrainedModel = model
-    return loaded.eval()
+    model.eval()
+    return model
 
 
-def _load_tokenizer(source: str, hub: dict[str, str]) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, hub: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
@@ -140,10 +135,10 @@ def _load_tokenizer(source: str, hub: dict[str, str]) -> PreTrainedTokenizerBase
 def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     if dtype is None or dtype == "auto":
         return "auto"
-    parsed = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if parsed not in _DTYPES.values():
-        raise ModelError(f"unknown dtype {dtype!r}; give one of {', '.join(_DTYPES)}")
-    return parsed
+    for name, known in _DTYPES.items():
+        if dtype in (name, known):
+            return known
+    raise ModelError(f"unknown dtype {dtype!r}; give one of {', '.join(_DTYPES)}")
 
 
 def _parse_device(device: str | torch.device | None) -> str:

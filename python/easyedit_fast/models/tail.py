@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_fast.errors import ModelError
-from easyedit_fast.models.architectures import Architecture, block, block_list, edited_module, module
+from easyedit_fast.models.architectures import (
+    Architecture,
+    block,
+    block_list,
+    edited_module,
+    module,
+)
 from easyedit_fast.models.prefix import Cut, PrefixCache, PrefixRecorder, StandInCache
 from easyedit_fast.models.tracing import (
     edit_output,
@@ -36,8 +44,8 @@ from easyedit_fast.models.tracing import (
     replaced,
     split_hidden_states,
     stop_after,
+    watch_block,
     watch_call,
-    watch_input,
 )
 
 if TYPE_CHECKING:
@@ -74,10 +82,10 @@ def capture_keys(
     """
     projection = edited_module(model, architecture, layer)
     cut = Cut.at(attention_mask, columns)
-    calls = _FirstCall()
-    with frozen(model), watch_call(projection, calls.keep), stop_after(projection):
+    read = _KeyAndValue(columns)
+    with frozen(model), watch_call(projection, read.keep), stop_after(projection):
         _run_decoder(model, architecture, cut, StandInCache(), input_ids, attention_mask)
-    return calls.at(columns)
+    return read.key, read.value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,7 +110,6 @@ class Tail:
         prefix: Layer to the (keys, values) of the prefix, ``[rows, heads, P, head size]``.
         cut: Which columns are prefix and tail.
         outputs: Length of the tuple that a block returns; 0 where it returns a tensor.
-        calls: How the model calls the edited block and those above it on these rows.
     """
 
     model: PreTrainedModel
@@ -114,7 +121,6 @@ class Tail:
     prefix: dict[int, tuple[Tensor, Tensor]]
     cut: Cut
     outputs: int
-    calls: tuple[_Call, ...]
 
     @classmethod
     @torch.no_grad()
@@ -138,35 +144,31 @@ class Tail:
             start: ``[rows]``, column of the edited token (ROME: the subject's last).
 
         Raises:
-            ModelError: As `edited_module`, or rows that are not padded on one side, or a decoder
-                that cannot be run block by block.
+            ModelError: As `edited_module`, or rows that are not padded on one side, or a model
+                that takes no cache.
         """
         projection = edited_module(model, architecture, layer)
         edited_block = block(model, architecture, layer)
         cut = Cut.at(attention_mask, start)
-        calls, blocks, entering = _FirstCall(), _FirstCall(), []
+        read, passed = _KeyAndValue(start), _Block(cut.tail_columns)
         recorder = PrefixRecorder(layer, cut)
         with (
             frozen(model),
-            watch_input(edited_block, entering.append),
-            watch_call(projection, calls.keep),
-            watch_call(edited_block, blocks.keep),
+            watch_call(projection, read.keep),
+            watch_block(edited_block, passed.enter, passed.leave),
         ):
             _run_decoder(model, architecture, cut, recorder, input_ids, attention_mask)
-        key, value = calls.at(start)
-        output = blocks.output
         return cls(
             model=model,
             architecture=architecture,
             layer=layer,
-            key=key,
-            value=value,
-            entering=_columns(entering[0], cut.tail_columns),
+            key=read.key,
+            value=read.value,
+            entering=passed.entering,
             prefix=recorder.states,
             cut=cut,
-            outputs=len(output) if isinstance(output, tuple) else 0,
-            calls=(),
-        )._noted()
+            outputs=passed.outputs,
+        )
 
     def logits(self, delta: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
         """Logits of the model with `delta` added to the MLP's output at the start columns.
@@ -183,6 +185,9 @@ class Tail:
 
         Returns:
             ``[n, vocabulary]``, in the model's dtype.
+
+        Raises:
+            ModelError: A decoder that cannot be run block by block.
         """
         projection = edited_module(self.model, self.architecture, self.layer)
         blocks = block_list(self.model, self.architecture)[self.layer :]
@@ -192,11 +197,11 @@ class Tail:
                 shift = _ShiftFirstToken(delta)
                 stack.enter_context(edit_output(projection, shift))
             hidden = self.entering
-            for part, call in zip(blocks, self.calls, strict=True):
+            for part, call in zip(blocks, self._calls, strict=True):
                 output = part(hidden, *call.args, **call.kwargs)
                 hidden = output[0] if isinstance(output, tuple) else output
             rows = rows.to(hidden.device)
-            places = (columns.to(hidden.device) - self.cut.start.to(hidden.device)[rows])
+            places = columns.to(hidden.device) - self.cut.start.to(hidden.device)[rows]
             return self._head(hidden[rows, places])
 
     def select(self, rows: Tensor) -> Tail:
@@ -214,11 +219,12 @@ class Tail:
                 layer: (keys[rows], values[rows]) for layer, (keys, values) in self.prefix.items()
             },
             cut=self.cut.select(rows),
-        )._noted()
+        )
 
+    @functools.cached_property
     @torch.no_grad()
-    def _noted(self) -> Tail:
-        """This tail with the arguments with which the model calls its blocks on these rows."""
+    def _calls(self) -> tuple[_Call, ...]:
+        """How the model calls the edited block and those above it on these rows."""
         blocks = block_list(self.model, self.architecture)
         stand_ins = [_HandOn(part, self.outputs) for part in blocks]
         stand_ins[0].hidden = self.entering
@@ -232,8 +238,7 @@ class Tail:
                 position_ids=self.cut.tail_positions,
             )
         _check_chain(stand_ins, self.model)
-        calls = tuple(_Call(part.args, part.kwargs) for part in stand_ins[self.layer :])
-        return dataclasses.replace(self, calls=calls)
+        return tuple(_Call(part.args, part.kwargs) for part in stand_ins[self.layer :])
 
     def _head(self, hidden: Tensor) -> Tensor:
         """The model's own way from hidden states ``[n, d_model]`` to logits ``[n, vocabulary]``."""
@@ -287,29 +292,38 @@ class _HandOn(nn.Module):
         return (self.handed_on, *[None] * (self.outputs - 1))
 
 
-class _FirstCall:
-    """Keeps input and output of a module's first call."""
+class _KeyAndValue:
+    """Copies input and output of the MLP output projection at one column of each row.
 
-    def __init__(self) -> None:
-        self.input: Tensor | None = None
-        self.output: Any = None
+    At once, for some blocks go on to add to the very tensor (Falcon with parallel attention).
+    """
 
-    def keep(self, inputs: Tensor, output: Any) -> None:
-        if self.input is None:
-            self.input, self.output = inputs, output
+    def __init__(self, columns: Tensor) -> None:
+        self.columns = columns[:, None]
+        self.key = self.value = torch.empty(0)
 
-    def at(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Input ``[rows, d_in]`` and output ``[rows, d_out]`` at a column of each row."""
-        assert self.input is not None
-        rows = columns.shape[0]
-        inputs, output = (
-            # Some models flatten rows and tokens before the MLP.
-            states.reshape(rows, -1, states.shape[-1]) for states in (self.input, self.output)
-        )
-        return (
-            _columns(inputs, columns[:, None]).squeeze(1),
-            _columns(output, columns[:, None]).squeeze(1),
-        )
+    def keep(self, inputs: Tensor, output: Tensor) -> None:
+        self.key, self.value = self._read(inputs), self._read(output)
+
+    def _read(self, states: Tensor) -> Tensor:
+        # Some models flatten rows and tokens before the MLP.
+        tokens = states.reshape(self.columns.shape[0], -1, states.shape[-1])
+        return _columns(tokens, self.columns).squeeze(1)
+
+
+class _Block:
+    """Copies the tail of what enters a block, and notes how the block returns its output."""
+
+    def __init__(self, columns: Tensor) -> None:
+        self.columns = columns
+        self.entering = torch.empty(0)
+        self.outputs = 0
+
+    def enter(self, hidden: Tensor) -> None:
+        self.entering = _columns(hidden, self.columns)
+
+    def leave(self, output: Any) -> None:
+        self.outputs = len(output) if isinstance(output, tuple) else 0
 
 
 class _ShiftFirstToken:
@@ -357,7 +371,7 @@ def _call(part: nn.Module, *, cache: StandInCache, **arguments: Any) -> Any:
 
 
 def _check_chain(stand_ins: Sequence[_HandOn], model: nn.Module) -> None:
-    for before, after in zip(stand_ins, stand_ins[1:], strict=False):
+    for before, after in itertools.pairwise(stand_ins):
         if after.received is None or after.received is not before.handed_on:
             raise ModelError(
                 f"{type(model).__name__} does more between its blocks than to hand the hidden "

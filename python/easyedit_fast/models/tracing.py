@@ -37,21 +37,32 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watch_input(module: nn.Module, watch: Callable[[Tensor], None]) -> Iterator[None]:
-    """Calls ``watch(hidden_states)`` before each call of a module."""
+def watch_block(
+    block: nn.Module, enter: Callable[[Tensor], None], leave: Callable[[Any], None]
+) -> Iterator[None]:
+    """Calls ``enter(hidden_states)`` before and ``leave(output)`` after each call of a block."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch(split_hidden_states(args, kwargs)[0])
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        enter(split_hidden_states(args, kwargs)[0])
 
-    with _removed(module.register_forward_pre_hook(hook, with_kwargs=True)):
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        leave(output)
+
+    with (
+        _removed(block.register_forward_pre_hook(before, with_kwargs=True)),
+        _removed(block.register_forward_hook(after)),
+    ):
         yield
 
 
 @contextlib.contextmanager
-def watch_call(module: nn.Module, watch: Callable[[Tensor, Any], None]) -> Iterator[None]:
-    """Calls ``watch(input, output)`` after each call of a module of one input."""
+def watch_call(module: nn.Module, watch: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Calls ``watch(input, output)`` after each call of a module of one input.
 
-    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    Copy what shall be kept: the model may go on to change either tensor in place.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         watch(args[0], output)
 
     with _removed(module.register_forward_hook(hook)):

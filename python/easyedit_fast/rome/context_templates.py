@@ -111,7 +111,9 @@ def _sample(
         texts = [
             text
             for length, number in length_params
-            for text in _continue(model, tokenizer, length, -(-number // len(_FIRST_WORDS)))[:number]
+            for text in _continue(model, tokenizer, length, -(-number // len(_FIRST_WORDS)))[
+                :number
+            ]
         ]
     return [_as_template(text) for text in texts]
 
@@ -127,7 +129,8 @@ def _continue(
     finally:
         tokenizer.padding_side = side
     new = max(length - inputs["input_ids"].shape[1], 1)
-    tokens = model.generate(
+    generate: Any = model.generate
+    tokens = generate(
         **inputs,
         do_sample=True,
         top_k=_TOP_K,

@@ -79,7 +79,7 @@ class ROMEHyperParams(Hparams):
     device: int | str | None = None
 
     layers: list[NonNegativeInt] = pydantic.Field(min_length=1)
-    fact_token: FactToken = "subject_last"  # noqa: S105 - a token of text, no secret
+    fact_token: FactToken = "subject_last"
     v_num_grad_steps: PositiveInt = 25
     v_lr: PositiveFloat = 0.5
     v_loss_layer: NonNegativeInt

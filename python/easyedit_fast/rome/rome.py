@@ -125,7 +125,7 @@ class Rome:
             NonFiniteError: Names the requests whose values are not finite.
         """
         with timings.phase("templates"):
-            templates = self._templates()
+            templates = self.context_templates()
         shares = len(requests) if isolated else 1
         updates: list[dict[str, LowRankUpdate]] = [{} for _ in range(shares)]
         details: list[dict[str, Any]] = [{"layers": {}} for _ in requests]
@@ -241,7 +241,8 @@ class Rome:
                     )
             yield
 
-    def _templates(self) -> list[str]:
+    def context_templates(self) -> list[str]:
+        """The context templates: given, from a file, or the model's own (kept in the cache)."""
         given = self.hparams.context_templates
         if isinstance(given, str):
             return read_context_templates(given)

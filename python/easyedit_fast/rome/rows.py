@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from easyedit_fast.data import RequestTokenizer
-from easyedit_fast.errors import HparamsError
+from easyedit_fast.errors import RequestError
 from easyedit_fast.requests import EditRequest
+from easyedit_fast.rome.hparams import FactToken
 
-FACT_TOKENS = ("subject_last", "subject_first", "subject_first_after_last", "last")
 _ESSENCE = " is a"
 
 
@@ -74,16 +74,14 @@ def build_rows(
     tokenizer: RequestTokenizer,
     requests: Sequence[EditRequest],
     templates: Sequence[str],
-    fact_token: str,
+    fact_token: FactToken,
     device: torch.device,
 ) -> Rows:
     """Builds the rows of some requests.
 
     Raises:
-        HparamsError: `fact_token` is not one of `FACT_TOKENS`.
+        RequestError: The fact token of a request comes after the first token of its target.
     """
-    if fact_token not in FACT_TOKENS:
-        raise HparamsError(f"fact_token {fact_token!r} is unknown; use one of {FACT_TOKENS}")
     texts: list[str] = []
     fact_spans: list[tuple[int, int]] = []
     target_spans: list[tuple[int, int]] = []
@@ -99,12 +97,14 @@ def build_rows(
         fact_spans.append(_fact_span(span, len(essence), fact_token))
         target_spans.append((len(essence) - 1, len(essence)))
     batch = tokenizer.encode(texts, subject_spans=fact_spans, target_spans=target_spans)
-    assert batch.labels is not None and batch.subject_last is not None
+    assert batch.labels is not None
+    assert batch.subject_last is not None
     fact_position = batch.subject_last + (fact_token == "subject_first_after_last")
     rows_per_request = len(templates) + 1
     essence_rows = np.arange(len(texts)) % rows_per_request == len(templates)
     target_row, label_position = np.nonzero((batch.labels != -100) & ~essence_rows[:, None])
     target_id = batch.labels[target_row, label_position]
+    _refuse_late_fact(fact_position[target_row], label_position, target_row // rows_per_request)
     length = fact_position + 1
     np.maximum.at(length, target_row, label_position)
     width = int(length.max())
@@ -126,8 +126,19 @@ def build_rows(
     )
 
 
+def _refuse_late_fact(fact_position: np.ndarray, label: np.ndarray, request: np.ndarray) -> None:
+    late = np.flatnonzero(fact_position >= label)
+    if len(late):
+        raise RequestError(
+            "its fact token is part of its target; let the prompt go on after the subject, or use "
+            "fact_token='subject_last'",
+            record=int(request[late[0]]),
+            field="prompt",
+        )
+
+
 def _rewrite_text(
-    request: EditRequest, template: str, fact_token: str
+    request: EditRequest, template: str, fact_token: FactToken
 ) -> tuple[str, tuple[int, int], tuple[int, int]]:
     """The text of a row, the span of its fact token and the span of its target."""
     shift = template.index("{}")
@@ -138,7 +149,7 @@ def _rewrite_text(
     return text, fact_span, (len(text) - len(request.target_new), len(text))
 
 
-def _fact_span(subject: tuple[int, int], prompt_end: int, fact_token: str) -> tuple[int, int]:
+def _fact_span(subject: tuple[int, int], prompt_end: int, fact_token: FactToken) -> tuple[int, int]:
     if fact_token == "last":
         return prompt_end - 1, prompt_end
     if fact_token == "subject_first":

@@ -81,6 +81,4 @@ def solve_update(
         output = torch.linalg.pinv(scaled.T, rtol=1.0 / ILL_CONDITIONED) @ target
     else:
         output = torch.linalg.solve(scaled.T, target)
-    return ClosedForm(
-        LowRankUpdate(output.T.float(), directions.float(), weight_layout), condition
-    )
+    return ClosedForm(LowRankUpdate(output.T.float(), directions.float(), weight_layout), condition)

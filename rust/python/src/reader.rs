@@ -45,6 +45,10 @@ fn on_error_named(name: &str) -> PyResult<OnError> {
 
 /// Reads the records of a JSON or JSONL file.
 #[pyfunction]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "PyO3 makes paths that are owned"
+)]
 #[pyo3(signature = (path, *, format="auto", limit=None, offset=0, on_error="raise"))]
 pub(crate) fn read_records(
     py: Python<'_>,

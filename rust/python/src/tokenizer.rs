@@ -27,8 +27,8 @@ fn row_error(py: Python<'_>, record: usize, field: Option<&str>, reason: String)
 }
 
 /// The texts as UTF-8, without copying those that are UTF-8 already.
-fn utf8(texts: &[Bound<'_, PyAny>]) -> PyResult<Vec<PyBackedStr>> {
-    let text_of = |(row, text): (usize, &Bound<'_, PyAny>)| {
+fn utf8(texts: Vec<Bound<'_, PyAny>>) -> PyResult<Vec<PyBackedStr>> {
+    let text_of = |(row, text): (usize, Bound<'_, PyAny>)| {
         text.extract::<PyBackedStr>().map_err(|error| {
             let py = text.py();
             let reason = if error.is_instance_of::<PyUnicodeEncodeError>(py) {
@@ -39,7 +39,7 @@ fn utf8(texts: &[Bound<'_, PyAny>]) -> PyResult<Vec<PyBackedStr>> {
             row_error(py, row, None, reason)
         })
     };
-    texts.iter().enumerate().map(text_of).collect()
+    texts.into_iter().enumerate().map(text_of).collect()
 }
 
 fn spans(
@@ -101,7 +101,7 @@ impl Tokenizer {
         add_special_tokens: bool,
     ) -> PyResult<Batch> {
         let raise = |error| python_error(py, &error, None);
-        let texts = utf8(&texts)?;
+        let texts = utf8(texts)?;
         let subject_spans = spans(py, "subject", subject_spans)?;
         let target_spans = spans(py, "target", target_spans)?;
         let options = EncodeOptions {

@@ -8,6 +8,9 @@ use serde_json::value::RawValue;
 
 use crate::error::{FieldError, RecordError};
 
+/// White space between the values of JSON (RFC 8259, section 2).
+const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
+
 /// Why the bytes of a file were refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -36,7 +39,7 @@ pub(super) fn split(bytes: &[u8]) -> Result<Vec<RawRecord<'_>>, SourceError> {
         ))
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    match text.trim_start().chars().next() {
+    match text.trim_start_matches(SPACE).chars().next() {
         Some('[') => array(text),
         Some('{') => Ok(single(text).unwrap_or_else(|| lines(text))),
         Some(_) => Err(SourceError::Source(
@@ -104,8 +107,8 @@ fn lines(text: &str) -> Vec<RawRecord<'_>> {
     let mut records = Vec::new();
     let mut begin = 0_usize;
     for (place, line) in text.split_inclusive('\n').enumerate() {
-        if !line.trim().is_empty() {
-            let checked: Result<&RawValue, _> = serde_json::from_str(line);
+        if !line.trim_matches(SPACE).is_empty() {
+            let checked: Result<&RawValue, _> = serde_json::from_str(line.trim_end_matches(SPACE));
             records.push(RawRecord {
                 number: records.len(),
                 text: checked.map(RawValue::get).map_err(|error| {

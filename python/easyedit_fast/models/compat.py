@@ -1,9 +1,13 @@
-"""Keeps transformers' log lines and progress bars off the terminal."""
+"""What differs between releases of transformers, and how to keep them all quiet."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextlib.contextmanager
@@ -21,3 +25,11 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
+    """``from_pretrained``'s argument for the dtype, which transformers 4.56 renamed."""
+    import transformers
+
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return {"dtype" if (major, minor) >= (4, 56) else "torch_dtype": dtype}

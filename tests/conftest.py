@@ -1,0 +1,38 @@
+"""What all tests share: where the data is, and no network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from easyedit_fast.errors import MissingPackageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before transformers is imported: no test asks the network for a model.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder that holds ``data/`` and ``reference/``, named by EASYEDIT_FAST_DATA."""
+    named = os.environ.get("EASYEDIT_FAST_DATA")
+    if not named:
+        pytest.skip("EASYEDIT_FAST_DATA is not set")
+    folder = ROOT / named
+    missing = [name for name in ("data", "reference") if not (folder / name).is_dir()]
+    if missing:
+        pytest.skip(f"EASYEDIT_FAST_DATA={named} has no folder {missing[0]}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """The packaged demo model and its tokenizer; tests leave the model as it was."""
+    from easyedit_fast.models.loading import load_model
+
+    try:
+        return load_model("demo", device="cpu")
+    except MissingPackageError as error:
+        pytest.skip(str(error))

@@ -1,0 +1,126 @@
+"""ROME's closed form: every equality holds, and one request gives the paper's formula."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from easyedit_fast.errors import DataFileError, NonFiniteError
+from easyedit_fast.moments import SecondMoment
+from easyedit_fast.rome.adam import Adam
+from easyedit_fast.rome.solve import solve_update
+
+D_IN, D_OUT = 24, 10
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def second_moment(seed: int, tokens: int = 200) -> SecondMoment:
+    keys = draw(seed, tokens, D_IN).double() * torch.linspace(0.1, 3.0, D_IN)
+    return SecondMoment(keys.T @ keys / tokens, tokens, "test")
+
+
+@given(
+    requests=st.integers(1, D_IN // 2),
+    seed=st.integers(0, 10_000),
+    with_moment=st.booleans(),
+    consistent=st.booleans(),
+)
+def test_every_equality_holds(
+    requests: int, seed: int, with_moment: bool, consistent: bool
+) -> None:
+    keys = draw(seed, requests, D_IN)
+    mean_keys = keys if consistent else keys + 0.1 * draw(seed + 1, requests, D_IN)
+    residuals = draw(seed + 2, requests, D_OUT)
+    factor = second_moment(seed).factorise() if with_moment else None
+    solved = solve_update(residuals, keys, mean_keys, factor, "out_in")
+    assert solved.update.rank == requests
+    found = keys.double() @ solved.update.dense().double().T
+    error = (found - residuals).norm() / residuals.norm()
+    assert error < 1e-6 * max(solved.condition, 10.0)
+
+
+def test_one_request_gives_the_papers_update() -> None:
+    key, residual = draw(0, 1, D_IN), draw(1, 1, D_OUT)
+    moment = second_moment(2)
+    direction = torch.linalg.inv(moment.matrix) @ key[0].double()
+    expected = torch.outer(residual[0].double() / (direction @ key[0].double()), direction)
+    solved = solve_update(residual, key, key, moment.factorise(), "out_in")
+    torch.testing.assert_close(solved.update.dense().double(), expected, rtol=1e-5, atol=1e-6)
+    assert solved.condition == 1.0
+    assert solved.update.input_factor.norm().item() == pytest.approx(1.0)
+
+
+def test_the_second_moment_protects_frequent_directions() -> None:
+    """Of all updates that meet the equality, C's changes the least on C's keys."""
+    key, residual = draw(3, 1, D_IN), draw(4, 1, D_OUT)
+    moment = second_moment(5)
+
+    def damage(update: torch.Tensor) -> torch.Tensor:
+        return torch.trace(update.double() @ moment.matrix @ update.double().T)
+
+    with_moment = solve_update(residual, key, key, moment.factorise(), "out_in").update.dense()
+    without = solve_update(residual, key, key, None, "out_in").update.dense()
+    assert damage(with_moment) < damage(without)
+
+
+def test_equal_keys_are_met_in_the_least_squares_sense(caplog: pytest.LogCaptureFixture) -> None:
+    keys = draw(6, 3, D_IN)
+    keys[2] = keys[1]
+    residuals = draw(7, 3, D_OUT)
+    with caplog.at_level(logging.WARNING, "easyedit_fast"):
+        solved = solve_update(residuals, keys, keys, None, "out_in")
+    assert "ill-conditioned" in caplog.text
+    found = keys @ solved.update.dense().T
+    torch.testing.assert_close(found[0], residuals[0], rtol=1e-4, atol=1e-4)
+    between = (residuals[1] + residuals[2]) / 2
+    torch.testing.assert_close(found[1], between, rtol=1e-4, atol=1e-4)
+
+
+def test_a_zero_key_is_refused() -> None:
+    with pytest.raises(NonFiniteError):
+        solve_update(draw(0, 1, D_OUT), torch.zeros(1, D_IN), torch.zeros(1, D_IN), None, "out_in")
+
+
+def test_a_singular_second_moment_is_damped_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    keys = draw(8, 5, D_IN).double()
+    moment = SecondMoment(keys.T @ keys / 5, 5, "few tokens")
+    with caplog.at_level(logging.WARNING, "easyedit_fast"):
+        factor = moment.factorise()
+    assert "few tokens (5 tokens for 24 dimensions) is singular" in caplog.text
+    assert torch.isfinite(factor.solve(draw(9, D_IN, 2))).all()
+
+
+def test_a_negative_second_moment_is_refused() -> None:
+    with pytest.raises(DataFileError, match="not positive definite"):
+        SecondMoment(-torch.eye(4, dtype=torch.float64), 9, "bad.npz").factorise()
+
+
+def test_adam_is_torchs_adam() -> None:
+    start = draw(10, 4, 6)
+    parameter = start.clone().requires_grad_()
+    reference = torch.optim.Adam([parameter], lr=0.5)
+    ours, adam = start.clone(), Adam.start(start, 0.5)
+    for step in range(6):
+        gradient = draw(20 + step, 4, 6)
+        parameter.grad = gradient
+        reference.step()
+        ours = ours + adam.step(gradient)
+    torch.testing.assert_close(ours, parameter.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_rows_leave_adam_with_their_state() -> None:
+    start = draw(11, 4, 6)
+    whole, part = Adam.start(start, 0.1), Adam.start(start, 0.1)
+    rows = torch.tensor([0, 3])
+    for adam in (whole, part):
+        adam.step(draw(12, 4, 6))
+    part = part.select(rows)
+    gradient = draw(13, 4, 6)
+    assert torch.equal(whole.step(gradient)[rows], part.step(gradient[rows]))
