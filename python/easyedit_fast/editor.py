@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from easyedit_fast.edits import Edit
-from easyedit_fast.errors import RequestError
+from easyedit_fast.errors import ModelError, RequestError
 from easyedit_fast.evaluation import Evaluator, merge
+from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.ledger import save_edited_model
 from easyedit_fast.methods import method_factory
 from easyedit_fast.metrics import summarise
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from easyedit_fast.updates import ComputedUpdates
 
 Requests: TypeAlias = EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]
-HparamsLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Hparams | None"
+HparamsLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Hparams | None
 
 
 class Editor:
@@ -76,31 +77,42 @@ class Editor:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        name_or_path: str | Path | None = None,
         *,
         method: str = "rome",
         hparams: HparamsLike = None,
         architecture: Architecture | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        **model_kwargs: Any,
+        revision: str | None = None,
     ) -> Editor:
         """Loads a model and its tokenizer, and makes an editor for them.
 
         Args:
-            name_or_path: ``"demo"`` (the packaged demo model), a folder, or a name on the hub.
+            name_or_path: ``"demo"`` (the packaged demo model), a folder, or a name on the hub;
+                None takes ``model_name`` of the hyperparameters.
             method: Name of the editing method.
             hparams: As for `Editor`.
             architecture: As for `Editor`.
-            device: Where the model goes; None: a GPU where there is one, else the CPU.
-            dtype: Dtype of the weights; None: as they were saved.
-            **model_kwargs: Passed on to transformers' ``from_pretrained``.
+            device: Where the model goes, ``"auto"`` for all devices; None: what the
+                hyperparameters say where there is a GPU, else the CPU.
+            dtype: Dtype of the weights; None: float16 where the hyperparameters have ``fp16``,
+                else as they were saved.
+            revision: Of a model on the hub.
 
         Raises:
             ModelError: There is no such model, or it is no causal language model.
             MissingPackageError: The demo model's package is not installed.
         """
-        model, tokenizer = load_model(name_or_path, device=device, dtype=dtype, **model_kwargs)
+        keys = _loading_keys(hparams)
+        name = name_or_path if name_or_path is not None else keys.get("model_name")
+        if not name:
+            raise ModelError("no model is named; give its name, its folder or 'demo'")
+        if device is None and torch.cuda.is_available():
+            device = "auto" if keys.get("model_parallel") else _device(keys.get("device"))
+        if dtype is None and keys.get("fp16"):
+            dtype = "float16"
+        model, tokenizer = load_model(name, device=device, dtype=dtype, revision=revision)
         return cls(model, tokenizer, method=method, hparams=hparams, architecture=architecture)
 
     def edit(
@@ -215,6 +227,22 @@ def _request_list(requests: Requests) -> list[EditRequest]:
     if not made:
         raise RequestError("there is no request; give at least one")
     return made
+
+
+def _loading_keys(hparams: HparamsLike) -> Mapping[str, Any]:
+    """The hyperparameters as far as they are given: some of them say how the model is loaded."""
+    if hparams is None:
+        return {}
+    if isinstance(hparams, Mapping):
+        return hparams
+    if isinstance(hparams, Hparams):
+        return hparams.to_dict()
+    return read_yaml(find_hparams_file(hparams))
+
+
+def _device(key: int | str | None) -> str | None:
+    """EasyEdit's ``device``: the number of a GPU, or torch's name of a device."""
+    return f"cuda:{key}" if isinstance(key, int) else key
 
 
 def _versions() -> dict[str, str]:

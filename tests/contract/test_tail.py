@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -158,11 +160,23 @@ def test_rows_are_longer_than_the_sliding_window(family: str) -> None:
     assert relative_error(narrow[0, -1], wide[0, -1]) > 1e-2
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bloom", "gemma2", "opt-350m"])
-def test_all_tails_from_the_first_token(family: str) -> None:
-    rows = make_rows("right")
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_row_has_a_prefix(family: str, padding: str) -> None:
+    """Without pads the model then leaves the mask out."""
+    rows = make_rows(padding)
     first = rows.attention_mask.argmax(dim=1)
     check_tail(shared_model(family), 2, dataclasses.replace(rows, start=first))
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tail_is_one_token(family: str, padding: str) -> None:
+    rows = make_rows(padding)
+    columns = torch.arange(rows.attention_mask.shape[1])
+    last = (rows.attention_mask * columns).argmax(dim=1)
+    ends = dataclasses.replace(rows, start=last, rows=torch.arange(len(last)), columns=last)
+    check_tail(shared_model(family), 1, ends)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -282,6 +296,23 @@ def test_leaves_the_model_as_it_was_after_an_exception(family: str) -> None:
         tail.logits(make_delta(model, rows)[:, :-1], rows.rows, rows.columns)
     assert snapshot(model) == before
     assert not frozen_by_user.requires_grad
+
+
+def test_models_with_offloaded_layers(tmp_path: Path) -> None:
+    """As device_map="auto" leaves them where a model is larger than the memory."""
+    model, rows = tiny_model(), make_rows("left")
+    places = {f"model.layers.{layer}": "disk" for layer in (0, 1, 3)}
+    places |= dict.fromkeys(("model.embed_tokens", "model.layers.2", "model.norm"), "cpu")
+    places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    model = accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path)
+    before = snapshot(model)
+    delta = make_delta(model, rows)
+    logits = capture(model, 2, rows).logits(delta, rows.rows, rows.columns)
+    expected = capture(shared_model("llama"), 2, rows).logits(delta, rows.rows, rows.columns)
+    assert relative_error(logits, expected) < 1e-6
+    assert snapshot(model) == before
+    with pytest.raises(ModelError, match="is offloaded"):
+        capture(model, 1, rows)
 
 
 def snapshot(model: PreTrainedModel) -> list[object]:

@@ -39,8 +39,8 @@ def rows_for(tokenizer: Any, requests: list[EditRequest], fact_token: FactToken)
 @pytest.mark.parametrize(
     ("fact_token", "expected"),
     [
-        ("subject_last", ["ux", "oq", "rich"]),
-        ("subject_first", [" Danielle", "Q", " Z"]),
+        ("subject_last", ["ux", "q", "rich"]),
+        ("subject_first", [" Daniel", "Q", " Z"]),
         ("subject_first_after_last", [" is", " lies", ","]),
         ("last", [" is", " of", " is"]),
     ],

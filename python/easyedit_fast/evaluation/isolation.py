@@ -41,10 +41,10 @@ def _stacked(
     present = [update for update in updates if update is not None]
     rank = max(update.rank for update in present)
     outputs, inputs = present[0].shape
-    output_factor = torch.zeros(len(updates), outputs, rank)
-    input_factor = torch.zeros(len(updates), rank, inputs)
+    output_factor = torch.zeros(len(updates), outputs, rank, device=device)
+    input_factor = torch.zeros(len(updates), rank, inputs, device=device)
     for row, update in enumerate(updates):
         if update is not None:
             output_factor[row, :, : update.rank] = update.output_factor
             input_factor[row, : update.rank] = update.input_factor
-    return output_factor.to(device), input_factor.to(device)
+    return output_factor, input_factor

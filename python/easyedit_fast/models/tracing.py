@@ -22,18 +22,17 @@ class _StopForwardError(Exception):
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for parameters; every flag as it was afterwards."""
     training = [part for part in model.modules() if part.training]
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # By name: where weights are offloaded, each forward pass makes new parameters.
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         for part in training:
             part.training = False
-        for parameter in learning:
-            parameter.requires_grad_(False)
+        _require_gradients(model, learning, False)
         yield
     finally:
         for part in training:
             part.training = True
-        for parameter in learning:
-            parameter.requires_grad_(True)
+        _require_gradients(model, learning, True)
 
 
 @contextlib.contextmanager
@@ -141,6 +140,13 @@ def split_hidden_states(
         return args[0], args[1:], kwargs
     rest = dict(kwargs)
     return rest.pop("hidden_states"), (), rest
+
+
+def _require_gradients(model: nn.Module, names: set[str], required: bool) -> None:
+    if names:
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.requires_grad_(required)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from easyedit_fast.models.architectures import (
 )
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.tail import Tail
-from easyedit_fast.models.tracing import row_updates
+from easyedit_fast.models.tracing import frozen, row_updates
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.rome.context_templates import (
     checked_templates,
@@ -166,7 +166,7 @@ class Rome:
                     rows.attention_mask,
                     rows.fact_position,
                 )
-            with timings.phase("optimise"):
+            with timings.phase("optimise"), frozen(self._model):
                 parts.append(self._optimise(tail, rows, first))
         return _LayerEdit(
             torch.cat([part.equality_keys for part in parts]),

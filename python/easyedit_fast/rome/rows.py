@@ -146,7 +146,8 @@ def _rewrite_text(
     start, end = request.subject_span
     fact_span = _fact_span((start + shift, end + shift), len(prompt), fact_token)
     text = f"{prompt} {request.target_new}"
-    return text, fact_span, (len(text) - len(request.target_new), len(text))
+    # The space counts, for some tokenizers make a token of it alone (EasyEdit has it so too).
+    return text, fact_span, (len(prompt), len(text))
 
 
 def _fact_span(subject: tuple[int, int], prompt_end: int, fact_token: FactToken) -> tuple[int, int]:
