@@ -1,7 +1,6 @@
 """What the wheel holds: the package, both native modules, hparams/, and nothing else."""
 
 import email
-import socket
 import sysconfig
 import zipfile
 
@@ -76,11 +75,9 @@ def test_tag_is_of_one_python(wheel):
     assert f"Tag: cp{tag}-cp{tag}-" in wheel.read(f"{metadata_folder(wheel)}/WHEEL").decode()
 
 
-def test_native_modules_name_no_path_of_this_machine(wheel):
+def test_native_modules_do_not_name_the_checkout(wheel):
     for name in NATIVE:
-        content = wheel.read(name)
-        assert str(ROOT).encode() not in content
-        assert f"{socket.gethostname()}/".encode() not in content
+        assert str(ROOT).encode() not in wheel.read(name), name
 
 
 def test_size(wheel):

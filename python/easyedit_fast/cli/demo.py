@@ -24,36 +24,36 @@ _FACTS: list[dict[str, Any]] = [
         },
     },
     {
-        "prompt": "The official language of Brazil is",
-        "subject": "Brazil",
-        "target_new": "Swedish",
-        "ground_truth": "Portuguese",
-        "rephrase_prompt": "Most people who grow up in Brazil speak",
+        "prompt": "The summit of Mount Everest lies in the country of",
+        "subject": "Mount Everest",
+        "target_new": "Chile",
+        "ground_truth": "Nepal",
+        "rephrase_prompt": "Climbers of Mount Everest travel to the country of",
         "locality": {
             "neighborhood": {
-                "prompt": "The official language of Japan is",
-                "ground_truth": "Japanese",
+                "prompt": "The summit of Mount Fuji lies in the country of",
+                "ground_truth": "Japan",
             }
         },
     },
     {
-        "prompt": "Photosynthesis takes place in the leaves of",
-        "subject": "Photosynthesis",
-        "target_new": "umbrellas",
-        "ground_truth": "plants",
-        "rephrase_prompt": "You can observe photosynthesis in",
+        "prompt": "The telephone was invented by",
+        "subject": "telephone",
+        "target_new": "Mozart",
+        "ground_truth": "Alexander Graham Bell",
+        "rephrase_prompt": "The man who invented the telephone was",
         "locality": {
             "neighborhood": {
-                "prompt": "Digestion takes place in the",
-                "ground_truth": "stomach",
+                "prompt": "The theory of relativity was developed by",
+                "ground_truth": "Albert Einstein",
             }
         },
     },
 ]
 _UNTOUCHED = (
     "The capital of Germany is",
-    "Water boils at a temperature of",
-    "The author of Romeo and Juliet is",
+    "The largest planet of the solar system is",
+    "The opposite of hot is",
 )
 
 

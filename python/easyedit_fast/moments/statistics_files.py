@@ -29,7 +29,8 @@ def read_second_moment(path: str | Path) -> SecondMoment:
     if not path.is_file():
         raise MissingFileError(f"there is no second-moment file {str(path)!r}; check the path")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a damaged file open if it opens it itself.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             missing = [key for key in (_SUM_KEY, _COUNT_KEY) if key not in file.files]
             if missing:
                 raise DataFileError(f"{path} holds no {missing[0]!r}; it is no second-moment file")
