@@ -3,13 +3,13 @@ r"""How good isolated ROME edits are: success, rephrase and locality, with 95 % 
     python benchmarks/rome_quality.py --data counterfact-edit.json --records 24 \
         --templates templates.json --second-moment second_moment.npz
 
-``--templates`` takes a JSON list, or an object with the list ``context_templates``.
+``--templates`` takes a JSON list, or an object with the list ``templates`` or
+``context_templates``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     hparams: dict[str, Any] = {"layers": [options.layer]}
     if options.templates is not None:
-        content = json.loads(options.templates.read_text())
-        hparams["context_templates"] = (
-            content["context_templates"] if isinstance(content, dict) else content
-        )
+        hparams["context_templates"] = str(options.templates)
     if options.second_moment is not None:
         hparams["second_moment"] = str(options.second_moment)
     editor = Editor.from_pretrained(options.model, hparams=hparams, device="cpu")

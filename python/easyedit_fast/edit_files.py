@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyedit_fast.errors import DataFileError, MissingFileError, MissingPackageError
+from pydantic import TypeAdapter, ValidationError
+
+from easyedit_fast.errors import (
+    DataFileError,
+    MissingFileError,
+    MissingPackageError,
+    NonFiniteError,
+)
 from easyedit_fast.files import write_whole
 from easyedit_fast.models.architectures import Architecture
 from easyedit_fast.updates import LowRankUpdate
@@ -25,6 +32,7 @@ _METADATA_TYPES: Mapping[str, type] = {
     "requests": list,
     "hparams": dict,
     "versions": dict,
+    "settings": dict,
     "weight_layouts": dict,
 }
 
@@ -87,23 +95,6 @@ def read_edit_file(path: Path) -> tuple[dict[str, LowRankUpdate], dict[str, Any]
     return updates, metadata
 
 
-def architecture_from_dict(fields: Mapping[str, Any]) -> Architecture:
-    """The architecture whose fields a file's header holds.
-
-    Raises:
-        DataFileError: A field is unknown, missing or of a wrong type.
-    """
-    values: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
-    }
-    try:
-        return Architecture(**values)
-    except TypeError as error:
-        raise DataFileError(
-            f"the header's architecture is damaged ({error}); save the edit again"
-        ) from None
-
-
 def write_peft_adapter(folder: Path, updates: Mapping[str, LowRankUpdate], model_name: str) -> None:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors``.
 
@@ -148,7 +139,10 @@ def write_peft_adapter(folder: Path, updates: Mapping[str, LowRankUpdate], model
 
 def _read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if header.get("format") != FORMAT:
-        raise DataFileError(f"{path} is a safetensors file, but no edit of easyedit-fast")
+        raise DataFileError(
+            f"{path} is a safetensors file, but no edit of easyedit-fast; name one that "
+            "Edit.save wrote"
+        )
     if header.get("format_version") != str(FORMAT_VERSION):
         raise DataFileError(
             f"{path} is of format version {header.get('format_version')}, this package reads "
@@ -162,7 +156,20 @@ def _read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
         raise DataFileError(f"{path}: its header is damaged; save the edit again")
     for key, kind in _METADATA_TYPES.items():
         if not isinstance(metadata.get(key), kind):
-            raise DataFileError(f"{path}: header field {key!r} is missing or no {kind.__name__}")
+            raise DataFileError(
+                f"{path}: header field {key!r} is missing or no {kind.__name__}; save it again"
+            )
+    if not all(isinstance(record, dict) for record in metadata["requests"]):
+        raise DataFileError(f"{path}: header field 'requests' is damaged; save the edit again")
+    try:
+        metadata["architecture"] = TypeAdapter(Architecture).validate_python(
+            metadata["architecture"]
+        )
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataFileError(
+            f"{path}: header field 'architecture.{place}' is damaged; save the edit again"
+        ) from None
     return metadata
 
 
@@ -177,5 +184,7 @@ def _read_update(
         return LowRankUpdate(output_factor, input_factor, layout)
     except KeyError as missing:
         raise DataFileError(f"{path}: tensor {missing} is missing; save the edit again") from None
-    except ValueError as error:
-        raise DataFileError(f"{path}: update of {name!r}: {error}") from None
+    except (ValueError, NonFiniteError) as error:
+        raise DataFileError(
+            f"{path}: the update of {name!r} is damaged ({error}); save the edit again"
+        ) from None

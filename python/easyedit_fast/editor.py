@@ -146,14 +146,20 @@ class Editor:
         pre = self._score(request_list, None, generate, timings, "before") if evaluate else []
         computed = self.method.compute(request_list, isolated=isolated, timings=timings)
         edits = self._as_edits(request_list, computed, isolated)
-        if not isolated:
-            with timings.phase("update"):
-                edits[0].apply(self.model)
-        own_updates = [edit.updates for edit in edits] if isolated else None
         metrics: list[dict[str, Any]] = []
-        if evaluate:
-            post = self._score(request_list, own_updates, generate, timings, "after")
-            metrics = merge(request_list, pre, post)
+        try:
+            if not isolated:
+                with timings.phase("update"):
+                    edits[0].apply(self.model)
+            if evaluate:
+                own = [edit.updates for edit in edits] if isolated else None
+                post = self._score(request_list, own, generate, timings, "after")
+                metrics = merge(request_list, pre, post)
+        except BaseException:
+            # The caller gets no result to revert by.
+            if edits[0].is_applied:
+                edits[0].revert()
+            raise
         return EditResult(
             edits=edits,
             metrics=metrics,
@@ -205,6 +211,7 @@ class Editor:
                 model_fingerprint=self._fingerprint,
                 architecture=self.method.architecture,
                 hparams=self.method.hparams.to_dict(),
+                settings=self.method.settings(),
                 versions=_versions(),
             )
             for updates, share in zip(computed.updates, shares, strict=True)
@@ -213,6 +220,10 @@ class Editor:
 
 def _request_list(requests: Requests) -> list[EditRequest]:
     """The requests as a list; dicts become `EditRequest`."""
+    if isinstance(requests, str | os.PathLike):
+        raise RequestError(
+            f"{os.fspath(requests)!r} is a text; pass requests, e.g. read_requests(path)"
+        )
     if isinstance(requests, EditRequest | Mapping):
         requests = [requests]
     made: list[EditRequest] = []

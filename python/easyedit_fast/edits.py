@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from easyedit_fast import ledger
 from easyedit_fast.edit_files import (
-    architecture_from_dict,
     read_edit_file,
     write_edit_file,
     write_peft_adapter,
 )
-from easyedit_fast.errors import EditStateError
+from easyedit_fast.errors import DataFileError, EditStateError, RequestError
 from easyedit_fast.models.architectures import Architecture
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.updates import LowRankUpdate
@@ -37,6 +36,7 @@ class Edit:
         requests: The edit requests that these updates carry out.
         method: Name of the editing method, e.g. ``rome``.
         hparams: The hyperparameters used, as plain JSON values.
+        settings: What else the updates depend on, e.g. whether statistics were used.
         model_name: Name or path of the model, for people.
         model_fingerprint: Fingerprint of the model (`models.fingerprint`), for the check.
         architecture: Where the parts of such a model are.
@@ -53,6 +53,7 @@ class Edit:
         architecture: Architecture,
         model_name: str = "",
         hparams: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
     ) -> None:
         self.updates = dict(updates)
@@ -62,6 +63,7 @@ class Edit:
         self.model_fingerprint = model_fingerprint
         self.architecture = architecture
         self.hparams = dict(hparams or {})
+        self.settings = dict(settings or {})
         self.versions = dict(versions or {})
         self._model: PreTrainedModel | None = None
 
@@ -103,18 +105,24 @@ class Edit:
         ledger.add(model, self, check_model=check_model)
         self._model = model
 
-    def revert(self) -> None:
+    def revert(self, model: PreTrainedModel | None = None) -> None:
         """Takes the edit out again; later edits of the same weights stay.
 
         The weights are then, bit for bit, what they would be had this edit never been applied.
 
+        Args:
+            model: The model to take it out of; None: the one that this object was applied to.
+                Name it where the edit was loaded again from its file.
+
         Raises:
-            EditStateError: The edit is not applied, or a weight was changed by other means.
+            EditStateError: The edit is not in the model, or a weight was changed by other means.
         """
-        if self._model is None:
+        edited = model if model is not None else self._model
+        if edited is None:
             raise EditStateError("this edit is not applied to a model; there is nothing to revert")
-        ledger.remove(self._model, self)
-        self._model = None
+        ledger.remove(edited, self)
+        if edited is self._model:
+            self._model = None
 
     @contextlib.contextmanager
     def applied(self, model: PreTrainedModel, *, check_model: bool = True) -> Iterator[None]:
@@ -137,15 +145,21 @@ class Edit:
             MissingFileError: There is no such file.
             DataFileError: The file is damaged or is no edit.
         """
-        updates, metadata = read_edit_file(Path(path))
+        path = Path(path)
+        updates, metadata = read_edit_file(path)
+        try:
+            requests = [EditRequest.from_dict(record) for record in metadata["requests"]]
+        except RequestError as error:
+            raise DataFileError(f"{path}: a request in it is damaged ({error})") from None
         return cls(
             updates,
-            requests=[EditRequest.from_dict(record) for record in metadata["requests"]],
+            requests=requests,
             method=metadata["method"],
             model_name=metadata["model_name"],
             model_fingerprint=metadata["model_fingerprint"],
-            architecture=architecture_from_dict(metadata["architecture"]),
+            architecture=metadata["architecture"],
             hparams=metadata["hparams"],
+            settings=metadata["settings"],
             versions=metadata["versions"],
         )
 
@@ -181,5 +195,6 @@ class Edit:
             "architecture": dataclasses.asdict(self.architecture),
             "requests": [request.to_dict() for request in self.requests],
             "hparams": self.hparams,
+            "settings": self.settings,
             "versions": self.versions,
         }

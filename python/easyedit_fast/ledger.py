@@ -8,14 +8,14 @@ edit is taken out bit for bit, whatever came after it, and a thousand edits cost
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from easyedit_fast.errors import EditStateError, ModelError
+from easyedit_fast.errors import DataFileError, EditStateError, ModelError
 from easyedit_fast.kernels import rank_update_
+from easyedit_fast.models.compat import quiet_transformers
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.updates import LowRankUpdate
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from easyedit_fast.edits import Edit
 
 _ATTRIBUTE = "_easyedit_fast_ledger"
-SAVED_EDITS_KEY = "easyedit_fast_edits"
-"""Key of a saved model's config that lists the ids of the edits in its weights."""
+_SAVED_EDITS_KEY = "easyedit_fast_edits"  # of a saved model's config: the ids of its edits
+_BITS = {2: torch.int16, 4: torch.int32}
 
 
 @dataclasses.dataclass
@@ -36,25 +36,26 @@ class _EditedWeight:
     Attributes:
         original: Copy of the weight before its first edit.
         updates: By edit id, in the order of application.
-        version: torch's counter of in-place changes, as our last change left it.
+        checksum: Of the weight as our last change left it.
     """
 
     original: torch.Tensor
     updates: dict[str, LowRankUpdate]
-    version: int
+    checksum: int
 
 
 def applied_edit_ids(model: torch.nn.Module) -> list[str]:
     """Ids of the edits in the model's weights, those that it was saved with among them."""
     config = getattr(model, "config", None)
-    saved = list(getattr(config, SAVED_EDITS_KEY, None) or [])
+    saved = list(getattr(config, _SAVED_EDITS_KEY, None) or [])
     added = [edit_id for weight in _weights(model).values() for edit_id in weight.updates]
     return list(dict.fromkeys(saved + added))
 
 
 def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
     """Adds an edit to the model's weights, all or nothing; see `Edit.apply`."""
-    if edit.id in applied_edit_ids(model):
+    edit_id = edit.id
+    if edit_id in applied_edit_ids(model):
         raise EditStateError("this edit is in the model already; applying it twice would break it")
     parameters = {name: _parameter(model, name, edit.updates[name]) for name in edit.updates}
     if check_model and _fingerprint(model, edit) != edit.model_fingerprint:
@@ -64,42 +65,42 @@ def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
         )
     ledger = _weights(model)
     _refuse_changed(ledger, parameters)
-    fresh = {
-        name: _EditedWeight(parameter.detach().clone(), {}, parameter._version)
+    weights = {
+        name: ledger.get(name) or _EditedWeight(parameter.detach().clone(), {}, 0)
         for name, parameter in parameters.items()
-        if name not in ledger
     }
-    done: list[str] = []
     try:
         for name, parameter in parameters.items():
             _add_update(parameter, edit.updates[name])
-            done.append(name)
     except BaseException:
-        for name in done:
-            weight = ledger.get(name) or fresh[name]
-            _rebuild(parameters[name], weight)
+        for name, parameter in parameters.items():
+            _rebuild(parameter, weights[name])
         raise
-    ledger.update(fresh)
     for name, parameter in parameters.items():
-        ledger[name].updates[edit.id] = edit.updates[name]
-        ledger[name].version = parameter._version
-    setattr(model, _ATTRIBUTE, ledger)
+        weights[name].updates[edit_id] = edit.updates[name]
+        weights[name].checksum = _checksum(parameter)
+    setattr(model, _ATTRIBUTE, {**ledger, **weights})
 
 
 def remove(model: PreTrainedModel, edit: Edit) -> None:
     """Takes an edit out of the model's weights; see `Edit.revert`."""
-    ledger = _weights(model)
+    ledger, edit_id = _weights(model), edit.id
     parameters = {name: _parameter(model, name, edit.updates[name]) for name in edit.updates}
-    if any(edit.id not in ledger[name].updates for name in parameters if name in ledger) or any(
-        name not in ledger for name in parameters
-    ):
+    if any(name not in ledger or edit_id not in ledger[name].updates for name in parameters):
         raise EditStateError("this edit is not in the model; there is nothing to revert")
     _refuse_changed(ledger, parameters)
-    for name, parameter in parameters.items():
-        weight = ledger[name]
-        del weight.updates[edit.id]
-        _rebuild(parameter, weight)
-        if not weight.updates:
+    before = {name: dict(ledger[name].updates) for name in parameters}
+    try:
+        for name, parameter in parameters.items():
+            del ledger[name].updates[edit_id]
+            _rebuild(parameter, ledger[name])
+    except BaseException:
+        for name, parameter in parameters.items():
+            ledger[name].updates = before[name]
+            _rebuild(parameter, ledger[name])
+        raise
+    for name in parameters:
+        if not ledger[name].updates:
             del ledger[name]
 
 
@@ -108,11 +109,26 @@ def save_edited_model(
 ) -> None:
     """Saves a model and its tokenizer as transformers does.
 
-    The config lists the ids of the edits in the weights, so that none is applied a second time.
+    The saved config lists the ids of the edits in the weights, so that none is applied a second
+    time. The model at hand is left as it is.
+
+    Raises:
+        DataFileError: `folder` is a file.
     """
-    setattr(model.config, SAVED_EDITS_KEY, applied_edit_ids(model))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if Path(folder).is_file():
+        raise DataFileError(f"{str(folder)!r} is a file; name a folder for the model")
+    config = model.config
+    before = getattr(config, _SAVED_EDITS_KEY, None)
+    setattr(config, _SAVED_EDITS_KEY, applied_edit_ids(model))
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    finally:
+        if before is None:
+            delattr(config, _SAVED_EDITS_KEY)
+        else:
+            setattr(config, _SAVED_EDITS_KEY, before)
 
 
 def _fingerprint(model: PreTrainedModel, edit: Edit) -> str | None:
@@ -135,10 +151,10 @@ def _parameter(model: torch.nn.Module, name: str, update: LowRankUpdate) -> torc
         raise EditStateError(
             f"the model has no weight {name!r}; the edit belongs to another architecture"
         ) from None
-    if not parameter.is_floating_point():
+    if parameter.element_size() not in _BITS or not parameter.is_floating_point():
         raise ModelError(
-            f"weight {name!r} is of dtype {parameter.dtype}; load the model unquantised to edit "
-            "it, or export the edit with to_peft() and load it as an adapter"
+            f"weight {name!r} is of dtype {parameter.dtype}; load the model in float32, bfloat16 "
+            "or float16, or export the edit with to_peft() and load it as an adapter"
         )
     if _as_out_in(parameter, update).shape != update.shape:
         raise EditStateError(
@@ -169,23 +185,21 @@ def _rebuild(parameter: torch.Tensor, weight: _EditedWeight) -> None:
         parameter.copy_(weight.original)
     for update in weight.updates.values():
         _add_update(parameter, update)
-    weight.version = parameter._version
+    weight.checksum = _checksum(parameter)
+
+
+def _checksum(parameter: torch.Tensor) -> int:
+    """Sum of the values' bit patterns: exact, and the same in whatever order it is summed."""
+    bits = parameter.detach().view(_BITS[parameter.element_size()])
+    return int(bits.sum(dtype=torch.int64))
 
 
 def _refuse_changed(
     ledger: dict[str, _EditedWeight], parameters: dict[str, torch.nn.Parameter]
 ) -> None:
-    changed = [
-        name
-        for name, parameter in parameters.items()
-        if name in ledger and parameter._version != ledger[name].version
-    ]
-    _raise_changed(changed)
-
-
-def _raise_changed(names: Iterable[str]) -> None:
-    for name in names:
-        raise EditStateError(
-            f"weight {name!r} was changed after it was edited (trained, loaded or edited by other "
-            "means); load the model again and apply the edits to it"
-        )
+    for name, parameter in parameters.items():
+        if name in ledger and _checksum(parameter) != ledger[name].checksum:
+            raise EditStateError(
+                f"weight {name!r} was changed after it was edited (trained, loaded or edited by "
+                "other means); load the model again and apply the edits to it"
+            )

@@ -9,6 +9,7 @@ after the edit for locality. Teacher forcing flatters an edit (arXiv 2502.11177:
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,8 +56,17 @@ def token_agreement(before: Sequence[int], after: Sequence[int]) -> float:
 
 
 def begins_with(continuation: str, target: str) -> bool:
-    """Whether a generated continuation begins with the target, runs of white space being one."""
-    return _plain(continuation).startswith(_plain(target))
+    """Whether a generated continuation begins with the target, runs of white space being one.
+
+    A word must not go on after the target: "Romeo" does not begin with "Rome". Letters without
+    case (Chinese, Thai and others) end no word, for many of those scripts put no spaces.
+    """
+    text, wanted = _plain(continuation), _plain(target)
+    if not text.startswith(wanted):
+        return False
+    following = text[len(wanted) : len(wanted) + 1]
+    goes_on = following.isalnum() and unicodedata.category(following) != "Lo"
+    return not (goes_on and wanted[-1:].isalnum())
 
 
 def same_text(before: str, after: str) -> bool:

@@ -16,13 +16,16 @@ class Probe:
     """A prompt beside the edit, and the answer expected to it.
 
     Attributes:
-        prompt: Text that the model continues.
+        prompt: Text that the model continues, without trailing white space.
         ground_truth: Expected continuation, without leading space; None where only a change
             against the unedited model can be seen.
     """
 
     prompt: str
     ground_truth: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", self.prompt.rstrip())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +35,12 @@ class EditRequest:
     ``prompt`` holds the subject literally, or exactly one ``{}``, which the subject fills. Where
     the subject occurs more than once, the last occurrence that stands as a word of its own is
     the one edited (the last occurrence at all where none does).
+
+    White space at the end of the prompts is dropped, for one space goes before every answer.
+
+    ``dataclasses.replace`` settles the fields anew, from the filled prompt: an occurrence that
+    ``{}`` had chosen may give way to the last one. ``EditRequest.from_dict({**request.to_dict(),
+    "target_new": …})`` keeps it.
 
     Attributes:
         prompt: The prompt, with the subject filled in.
@@ -63,12 +72,18 @@ class EditRequest:
             raise RequestError("must be a text or None", field="ground_truth")
         prompt, start = fill_prompt(self.prompt, self.subject)
         settle = object.__setattr__
-        settle(self, "prompt", prompt)
+        settle(self, "prompt", prompt.rstrip())
         settle(self, "subject_start", start)
+        # Where the prompt ends with the subject, so does the white space that was dropped.
+        settle(self, "subject", self.prompt[start : start + len(self.subject)])
         settle(self, "target_new", self.target_new.strip())
         settle(self, "rephrase_prompt", _texts(self.rephrase_prompt, "rephrase_prompt"))
         settle(self, "locality", _probes(self.locality, "locality"))
         settle(self, "portability", _probes(self.portability, "portability"))
+
+    def __hash__(self) -> int:
+        # Of the texts alone: equal requests have equal ones, and mappings have no hash.
+        return hash((self.prompt, self.subject_start, self.target_new))
 
     @property
     def subject_span(self) -> tuple[int, int]:
@@ -146,12 +161,14 @@ def fill_prompt(prompt: str, subject: str) -> tuple[str, int]:
 def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
     """Refuses requests that cannot hold in one model: the same prompt with different targets.
 
+    Runs of white space in the prompts count as one space.
+
     Raises:
         RequestError: Names both requests by their place in the list.
     """
     first: dict[str, int] = {}
     for place, request in enumerate(requests):
-        other = first.setdefault(request.prompt, place)
+        other = first.setdefault(" ".join(request.prompt.split()), place)
         if requests[other].target_new != request.target_new:
             raise RequestError(
                 f"requests {other} and {place} have the same prompt {request.prompt!r} and "
@@ -183,14 +200,20 @@ def _require_text(value: object, field: str) -> None:
 
 
 def _texts(value: object, field: str) -> tuple[str, ...]:
+    texts = (text.rstrip() for text in _entries(value, field) if text is not None)
+    return tuple(text for text in texts if text)
+
+
+def _entries(value: object, field: str) -> tuple[str | None, ...]:
+    """A text, or a list of texts in which None marks a gap, as EasyEdit's files have it."""
     if value is None:
         return ()
     if isinstance(value, str):
-        return (value,) if value.strip() else ()
+        return (value,)
     if isinstance(value, Sequence):
-        texts = tuple(value)
-        if all(isinstance(text, str) for text in texts):
-            return tuple(text for text in texts if text.strip())
+        entries = tuple(value)
+        if all(entry is None or isinstance(entry, str) for entry in entries):
+            return entries
     raise RequestError("must be a text or a list of texts", field=field)
 
 
@@ -212,14 +235,14 @@ def _section(entry: object, field: str) -> Iterable[Probe]:
         return entry
     if not isinstance(entry, Mapping) or "prompt" not in entry:
         raise RequestError("must hold 'prompt' and may hold 'ground_truth'", field=field)
-    prompts = _texts(entry["prompt"], f"{field}.prompt")
-    answers = entry.get("ground_truth")
-    if answers is None:
-        answers = [None] * len(prompts)
-    elif isinstance(answers, str):
-        answers = [answers]
-    if not isinstance(answers, Sequence) or len(answers) != len(prompts):
+    prompts = _entries(entry["prompt"], f"{field}.prompt")
+    answers: Sequence[str | None] = [None] * len(prompts)
+    if entry.get("ground_truth") is not None:
+        answers = _entries(entry["ground_truth"], f"{field}.ground_truth")
+    if len(answers) != len(prompts):
         raise RequestError("'prompt' and 'ground_truth' must be of one length", field=field)
-    if not all(answer is None or isinstance(answer, str) for answer in answers):
-        raise RequestError("'ground_truth' must hold texts or null", field=field)
-    return [Probe(prompt, answer or None) for prompt, answer in zip(prompts, answers, strict=True)]
+    return [
+        Probe(prompt, answer or None)
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if prompt is not None and prompt.strip()
+    ]

@@ -39,9 +39,10 @@ class LowRankUpdate:
                 f"{list(input_.shape)}; they do not fit"
             )
         for name, factor in (("output_factor", output), ("input_factor", input_)):
-            if not torch.isfinite(factor).all():
+            plain = factor.detach().to(torch.float32).contiguous()
+            if not torch.isfinite(plain).all():
                 raise NonFiniteError(f"{name} holds NaN or infinity; nothing was changed")
-            object.__setattr__(self, name, factor.detach().to(torch.float32).contiguous())
+            object.__setattr__(self, name, plain)
 
     @property
     def rank(self) -> int:

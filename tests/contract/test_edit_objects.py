@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -134,6 +135,8 @@ def test_a_saved_model_knows_its_edits(tmp_path: Path) -> None:
     save_edited_model(model, Tokenizer(), tmp_path / "model")  # type: ignore[arg-type]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert_same_weights(loaded, weights(model))
+    edit.revert()
+    edit.apply(model)  # saving leaves no trace in the model at hand
     with pytest.raises(EditStateError, match="in the model already"):
         make_edit(model).apply(loaded)
 
@@ -188,14 +191,40 @@ def test_a_non_finite_factor_is_refused(bad: float) -> None:
         LowRankUpdate(factor, torch.ones(1, 4))
 
 
-def test_a_weight_changed_by_other_means_is_not_reverted() -> None:
+@pytest.mark.parametrize("through_data", [False, True])
+def test_a_weight_changed_by_other_means_is_not_reverted(through_data: bool) -> None:
     model = tiny_model()
     edit = make_edit(model)
     edit.apply(model)
-    with torch.no_grad():
-        model.get_parameter(architecture_of(model).weight_name(1)).mul_(2)
+    weight = model.get_parameter(architecture_of(model).weight_name(1))
+    (weight.data if through_data else weight.detach())[0, 0] += 1.0
     with pytest.raises(EditStateError, match="was changed after"):
         edit.revert()
+
+
+def test_a_copied_model_has_edits_of_its_own() -> None:
+    model = tiny_model()
+    before = weights(model)
+    edit = make_edit(model)
+    edit.apply(model)
+    copied = copy.deepcopy(model)
+    second = make_edit(copied, seed=1)
+    second.apply(copied)
+    edit.revert(copied)
+    second.revert()
+    assert_same_weights(copied, before)
+    edit.revert()
+    assert_same_weights(model, before)
+
+
+def test_a_loaded_edit_comes_out_of_the_model_that_is_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = weights(model)
+    edit = make_edit(model)
+    edit.apply(model)
+    edit.save(tmp_path / "edit.safetensors")
+    Edit.load(tmp_path / "edit.safetensors").revert(model)
+    assert_same_weights(model, before)
 
 
 def test_revert_without_apply_is_refused() -> None:
@@ -227,7 +256,9 @@ def test_save_and_load_keep_everything(tmp_path: Path) -> None:
         (lambda raw: raw.replace(b"easyedit-fast.edit", b"easyedit-slow.edit"), "no edit of"),
         (lambda raw: raw.replace(b'"format_version":"1"', b'"format_version":"9"'), "version 9"),
         (lambda raw: raw.replace(rb"\"method\"", rb"\"metho0\""), "'method' is missing"),
-        (lambda raw: raw.replace(b"out_in", b"in_xxx"), "weight layout 'in_xxx'"),
+        (lambda raw: raw.replace(rb"\"blocks\":", rb"\"blockz\":"), "architecture.blocks"),
+        (lambda raw: raw.replace(rb"\"subject\":", rb"\"sabject\":"), "a request in it is damaged"),
+        (lambda raw: raw[:-4] + b"\x00\x00\xc0\x7f", "the update of .* is damaged"),
     ],
 )
 def test_a_damaged_edit_file_is_refused(tmp_path: Path, damage: object, message: str) -> None:

@@ -10,40 +10,23 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from easyedit_fast.cli import main
+from easyedit_fast.cli.output import print_json, print_line, print_table
 from easyedit_fast.models.demo import demo_folder
 
 EDIT = ["--prompt", "The Eiffel Tower is located in the city of", "--subject", "Eiffel Tower"]
-TEMPLATES = "context_templates: ['{}', 'I think. {}']\nv_num_grad_steps: 20\n"
 
 
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], demo_model: Any
-) -> Any:
-    """Runs a command; gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["easyedit-fast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def hparams(tmp_path: Path) -> Path:
-    """Few templates, so that an edit takes seconds."""
-    path = tmp_path / "quick.yaml"
-    path.write_text(TEMPLATES)
-    return path
+def demo_state() -> dict[str, tuple[int, int]]:
+    """Size and time of change of each file of the demo model."""
+    files = {path: path.stat() for path in demo_folder().rglob("*") if path.is_file()}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in files.items()}
 
 
 def test_an_edit_is_made_saved_applied_and_exported(
     run: Any, hparams: Path, tmp_path: Path
 ) -> None:
+    hparams.write_text(hparams.read_text() + "model_name: ./nowhere\n")  # --model goes over it
+    before = demo_state()
     edit, adapter, model = (tmp_path / name for name in ("edit.safetensors", "adapter", "model"))
     code, out, err = run(
         "edit", "--model", "demo", "--method", "rome", *EDIT, "--target", "Rome",
@@ -55,6 +38,7 @@ def test_an_edit_is_made_saved_applied_and_exported(
     assert report["summary"]["post"]["rewrite_acc"] == {"mean": 1.0, "count": 1}
     assert report["settings"]["mom2_adjustment"] is False
     assert report["settings"]["layers"] == [5]
+    assert report["settings"]["hyperparameters"] == f"{hparams}; given: layers"
     generated = report["metrics"][0]["post"]["generated"]
     assert generated["rewrite_acc"] == [1.0]
     assert "Rome" in generated["rewrite_text"][0]
@@ -75,6 +59,13 @@ def test_an_edit_is_made_saved_applied_and_exported(
     for folder in (adapter, tmp_path / "again"):
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             assert len(file.keys()) == 2
+    assert demo_state() == before
+
+    code, out, err = run("apply", edit, "--save-model", tmp_path / "applied", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["saved_model"] == str(tmp_path / "applied")
+    saved, applied = (folder / "model.safetensors" for folder in (model, tmp_path / "applied"))
+    assert saved.read_bytes() == applied.read_bytes()
     assert AutoModelForCausalLM.from_pretrained(model).num_parameters() > 1e8
 
 
@@ -138,114 +129,15 @@ def test_every_command_helps_with_an_example(run: Any) -> None:
         assert f"Example: easyedit-fast {command}" in out
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
+def test_brackets_in_the_data_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("[b]T", ["[i]c"], [["[/INST] [red]x :smile:"]])
+    print_line("model: [/INST] [bold]y")
+    out = capsys.readouterr().out
+    for expected in ("[b]T", "[i]c", "[/INST] [red]x :smile:", "model: [/INST] [bold]y"):
+        assert expected in out
 
 
-BAD_INPUTS: dict[str, tuple[Any, str]] = {
-    "subject not in prompt": (
-        lambda tmp: ["edit", "--prompt", "It is in", "--subject", "Oslo", "--target", "Chile"],
-        "subject 'Oslo' is not in the prompt",
-    ),
-    "empty target": (
-        lambda tmp: ["edit", "--prompt", "{} is in", "--subject", "Oslo", "--target", " "],
-        "field 'target_new': is empty",
-    ),
-    "unknown layer": (
-        lambda tmp: ["edit", *EDIT, "--target", "Rome", "--layers", "40"],
-        "40 is not in this model of 30 layers",
-    ),
-    "wrong type in YAML": (
-        lambda tmp: [
-            "edit", *EDIT, "--target", "Rome", "--hparams", write(tmp / "a.yaml", "v_lr: fast\n"),
-        ],
-        "v_lr: must be a valid number",
-    ),
-    "truncated JSON": (
-        lambda tmp: ["edit", "--file", write(tmp / "a.json", '[{"prompt": "{} is", "subj')],
-        "a.json",
-    ),
-    "missing file": (
-        lambda tmp: ["edit", "--file", tmp / "none.json"],
-        "none.json",
-    ),
-    "missing field": (
-        lambda tmp: [
-            "edit", "--file", write(tmp / "a.json", '[{"prompt": "{} is", "subject": "Oslo"}]'),
-        ],
-        "record 0, field 'target_new'",
-    ),
-    "empty file": (
-        lambda tmp: ["edit", "--file", write(tmp / "a.json", "[]")],
-        "holds no record",
-    ),
-    "no causal model": (
-        lambda tmp: [
-            "edit", *EDIT, "--target", "Rome", "--model",
-            write(tmp / "config.json", '{"model_type": "t5"}').parent,
-        ],
-        "no causal language model",
-    ),
-    "missing model folder": (
-        lambda tmp: ["edit", *EDIT, "--target", "Rome", "--model", tmp / "none"],
-        "there is no folder",
-    ),
-    "unknown method": (
-        lambda tmp: ["edit", *EDIT, "--target", "Rome", "--method", "roma"],
-        "did you mean 'rome'",
-    ),
-    "missing hparams": (
-        lambda tmp: ["edit", *EDIT, "--target", "Rome", "--hparams", "ROME/llama-7c"],
-        "llama-7b",
-    ),
-    "damaged edit": (
-        lambda tmp: ["apply", write(tmp / "edit.safetensors", b"\x08" * 40)],
-        "edit.safetensors is damaged",
-    ),
-    "edit of nothing": (
-        lambda tmp: ["export", tmp / "none.safetensors"],
-        "there is no edit file",
-    ),
-    "damaged statistics": (
-        lambda tmp: [
-            "edit", *EDIT, "--target", "Rome", "--second-moment", write(tmp / "c.npz", b"PK"),
-        ],
-        "c.npz is damaged",
-    ),
-    "missing statistics": (
-        lambda tmp: ["edit", *EDIT, "--target", "Rome", "--second-moment", tmp / "none.npz"],
-        "no second-moment file",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD_INPUTS)
-def test_bad_input_is_one_line_and_exit_code_2(case: str, run: Any, tmp_path: Path) -> None:
-    arguments, message = BAD_INPUTS[case]
-    code, out, err = run(*arguments(tmp_path))
-    assert (code, out) == (2, "")
-    (line,) = err.strip().splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-
-
-def test_an_unknown_key_only_warns(run: Any, tmp_path: Path) -> None:
-    hparams = write(tmp_path / "typo.yaml", TEMPLATES + "v_lrr: 0.5\n")
-    code, out, err = run("edit", *EDIT, "--target", "Rome", "--hparams", hparams, "--json")
-    assert code == 0
-    assert json.loads(out)["summary"]
-    (line,) = err.strip().splitlines()
-    assert line.startswith("warning: ")
-    assert "v_lrr" in line
-
-
-def test_an_incomplete_command_says_what_is_missing(run: Any) -> None:
-    code, _, err = run("edit", "--prompt", "{} is in", "--subject", "Oslo")
-    assert code == 2
-    assert "--target missing" in err
-
-
-def test_the_demo_models_folder_is_not_touched(demo_model: Any) -> None:
-    names = {path.name for path in demo_folder().iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+def test_json_holds_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json({"condition": float("nan")})
+    assert capsys.readouterr().out == ""

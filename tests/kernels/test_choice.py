@@ -13,7 +13,7 @@ import torch
 
 import easyedit_fast
 from easyedit_fast import kernels
-from easyedit_fast.errors import NativeModuleError
+from easyedit_fast.errors import HparamsError, NativeModuleError
 from easyedit_fast.kernels import native
 
 PACKAGE = Path(easyedit_fast.__path__[0])
@@ -131,8 +131,11 @@ def test_native_can_be_demanded(other_module, monkeypatch):
 
 def test_an_unknown_choice_is_named(monkeypatch):
     monkeypatch.setenv("EASYEDIT_FAST_KERNELS", "fast")
-    with pytest.raises(ValueError, match="one of auto, native, reference, not 'fast'"):
+    message = "one of auto, native, reference, not 'fast'; set one of them, or unset it"
+    with pytest.raises(HparamsError, match=message):
         kernels.symmetrise_(torch.zeros(2, 2))
+    with pytest.raises(HparamsError, match=message):
+        kernels.kernel_status()
 
 
 def test_status_of_the_built_module(monkeypatch):

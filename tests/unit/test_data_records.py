@@ -23,7 +23,7 @@ needs_data = pytest.mark.skipif(
 letters = st.characters(exclude_categories=["Cs", "Cn"])
 texts = st.text(st.sampled_from("aB é語{} \u0301\u001c9Ⅷ_") | letters, max_size=8)
 junk = st.sampled_from([7, 1.5, True, {"prompt": "x"}, [], ["a", 7], [None], "", " "])
-text_lists = texts | st.lists(texts, max_size=3)
+text_lists = texts | st.lists(st.none() | texts, max_size=3)
 answers = st.none() | texts | st.lists(st.none() | texts, max_size=3)
 entries = st.fixed_dictionaries(
     {"prompt": text_lists | st.sampled_from([7, None])},
@@ -77,6 +77,8 @@ def test_both_sides_accept_refuse_and_settle_alike(tmp_path_factory, made):
     for record in read.records:
         request = expected[record.number]
         assert record.prompt == request.prompt
+        assert record.subject == request.subject
+        assert tuple(record.rephrase_prompt) == request.rephrase_prompt
         assert record.subject_start == request.subject_start
         assert record.target_new == request.target_new
         assert record.template == made[record.number]["prompt"]
@@ -120,6 +122,22 @@ def test_the_template_decides_which_occurrence_is_edited(tmp_path):
     path.write_text(json.dumps(record))
     (request,) = read_requests(str(path))
     assert (request.prompt, request.subject_span) == ("Ann and Ann", (0, 3))
+
+
+def test_gaps_and_trailing_space_are_dropped(tmp_path):
+    path = tmp_path / "one.json"
+    near = {"prompt": ["a ", "", None], "ground_truth": ["x", "y", "z"]}
+    record = {"prompt": "I like {} ", "subject": "Ann ", "target_new": "x"}
+    record |= {"rephrase_prompt": [None, "b "], "locality": {"near": near}}
+    path.write_text(json.dumps(record))
+    (request,) = read_requests(path)
+    assert request == EditRequest.from_dict(record)
+    assert (request.prompt, request.subject, request.rephrase_prompt) == (
+        "I like Ann",
+        "Ann",
+        ("b",),
+    )
+    assert request.locality == {"near": (Probe("a", "x"),)}
 
 
 def test_limit_and_offset_count_records_of_the_file(tmp_path):
@@ -176,12 +194,12 @@ def test_zsre_files():
     kept = [record for record in made if record["alt"].strip()]
     assert len(kept) == len(requests) > 700
     for record, request in zip(kept, requests, strict=True):
-        assert request.prompt == record["src"]
+        assert request.prompt == record["src"].rstrip()
         assert request.target_new == record["alt"].strip()
         assert request.ground_truth == record["answers"][0]
-        assert request.rephrase_prompt == (record["rephrase"],)
+        assert request.rephrase_prompt == (record["rephrase"].rstrip(),)
         (near,) = request.locality["neighborhood"]
-        assert "nq question: " + near.prompt == record["loc"]
+        assert "nq question: " + near.prompt == record["loc"].rstrip()
         assert near.ground_truth == record["loc_ans"]
 
 

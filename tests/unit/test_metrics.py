@@ -50,6 +50,12 @@ def test_token_agreement() -> None:
         (" the English", "English", False),
         (" english", "English", False),
         (" Eng", "English", False),
+        (" Romeo", "Rome", False),
+        (" Rome2", "Rome", False),
+        (" Rome's", "Rome", True),
+        (" Rome", "Rome", True),
+        (" C++17", "C++", True),
+        ("東京は", "東京", True),
         ("", "English", False),
     ],
 )

@@ -55,6 +55,8 @@ def test_the_moment_is_the_mean(tmp_path: Path) -> None:
         ({"mom2_mom2": np.ones((2, 2), np.int64)}, "not a square matrix of floating point"),
         ({"mom2_mom2": np.full((2, 2), np.nan)}, "holds NaN or infinity"),
         ({"mom2_count": np.int64(0)}, "not a positive count"),
+        ({"mom2_count": np.array("300")}, "not a positive count; collect it again"),
+        ({"mom2_count": np.complex64(300)}, "not a positive count"),
         ({"mom2_mom2": np.array([object()])}, "is damaged"),
     ],
 )
@@ -80,6 +82,49 @@ def test_a_truncated_file_and_a_missing_one(tmp_path: Path) -> None:
         read_second_moment(path)
     with pytest.raises(MissingFileError, match="no second-moment file"):
         read_second_moment(tmp_path / "none.npz")
+
+
+def test_an_array_under_the_name_of_an_archive(tmp_path: Path) -> None:
+    np.save(tmp_path / "moment.npy", np.eye(SIZE))
+    path = (tmp_path / "moment.npy").rename(tmp_path / "moment.npz")
+    with pytest.raises(DataFileError, match=r"holds a single array \(.npy\), .* give the file"):
+        read_second_moment(path)
+
+
+def test_a_damaged_byte_anywhere_is_one_line(tmp_path: Path) -> None:
+    """Compressed, so that damage breaks the deflate stream; each place in the file in turn."""
+    path = write(tmp_path / "moment.npz")
+    with np.load(path) as file:
+        np.savez_compressed(path, **dict(file))
+    whole = path.read_bytes()
+    refused = []
+    for start in [*range(200), *range(200, len(whole), 97)]:
+        path.write_bytes(
+            whole[:start] + bytes(b ^ 0xFF for b in whole[start : start + 4]) + whole[start + 4 :]
+        )
+        try:
+            read_second_moment(path)
+        except DataFileError as error:
+            refused.append(str(error))
+    assert any("decompressing" in message for message in refused)
+    assert len(refused) > 100
+    for message in refused:
+        assert "\n" not in message
+        assert "again" in message or "give" in message
+
+
+def test_the_largest_cap_is_taken_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "tiny" / "wikipedia_stats"
+    for cap in (64, 1000, 512):
+        write(folder / f"{MODULE}_float32_mom2_t{cap}_100.npz")
+    found = find_statistics(tmp_path, "tiny", MODULE, "wikipedia", "float32", 100)
+    assert found == folder / f"{MODULE}_float32_mom2_t1000_100.npz"
+    (record,) = caplog.records
+    assert record.name.startswith("easyedit_fast")
+    assert str(found) in record.getMessage()
+    assert "second_moment=FILE" in record.getMessage()
 
 
 def test_easyedits_cache_is_found(tmp_path: Path) -> None:

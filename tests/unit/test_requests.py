@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,10 +84,46 @@ def test_a_request_survives_its_dict(before: str, after: str, subject: str, targ
     if "{}" in before + subject + after:
         return
     request = make(prompt=f"{before}{{}}{after}", subject=subject, target_new=target)
-    assert request.prompt == f"{before}{subject}{after}"
+    assert request.prompt == f"{before}{subject}{after}".rstrip()
     again = EditRequest.from_dict(request.to_dict())
     assert (again.prompt, again.target_new) == (request.prompt, request.target_new)
-    assert request.prompt[slice(*request.subject_span)] == subject
+    assert again.subject == request.subject == request.prompt[slice(*request.subject_span)]
+    assert subject.startswith(request.subject)
+
+
+def test_no_prompt_ends_in_white_space() -> None:
+    request = make(
+        prompt="{} is in \n",
+        rephrase_prompt=["Oslo lies in "],
+        locality={"near": {"prompt": "Bergen is in\t", "ground_truth": "Norway"}},
+    )
+    assert request.prompt == "Oslo is in"
+    assert request.rephrase_prompt == ("Oslo lies in",)
+    assert request.locality == {"near": (Probe("Bergen is in", "Norway"),)}
+    at_the_end = make(prompt="I like {}", subject="Oslo ")
+    assert (at_the_end.prompt, at_the_end.subject) == ("I like Oslo", "Oslo")
+    assert at_the_end.subject_span == (7, 11)
+
+
+def test_gaps_in_lists_are_dropped_with_their_answers() -> None:
+    request = make(
+        rephrase_prompt=["a", None, " "],
+        portability={"hop": {"prompt": ["a", "", None], "ground_truth": ["x", "y", "z"]}},
+    )
+    assert request.rephrase_prompt == ("a",)
+    assert request.portability == {"hop": (Probe("a", "x"),)}
+
+
+def test_equal_requests_have_one_hash() -> None:
+    near = {"near": {"prompt": "Bergen is in", "ground_truth": "Norway"}}
+    assert len({make(locality=near), make(locality=near), make(target_new="Peru")}) == 2
+
+
+def test_from_dict_keeps_the_edited_occurrence_and_replace_does_not() -> None:
+    first = make(prompt="{} and Oslo are")
+    kept = EditRequest.from_dict({**first.to_dict(), "target_new": "Peru"})
+    assert (kept.subject_start, kept.target_new) == (0, "Peru")
+    assert dataclasses.replace(first, target_new="Peru").subject_start == 9
 
 
 def test_contradictions_name_both_requests() -> None:
@@ -94,3 +132,5 @@ def test_contradictions_name_both_requests() -> None:
         refuse_contradictions(requests)
     refuse_contradictions(requests[:2])
     refuse_contradictions([make(), make()])
+    with pytest.raises(RequestError, match="requests 0 and 1 have the same prompt"):
+        refuse_contradictions([make(), make(prompt="{}  is\nin", target_new="Peru")])

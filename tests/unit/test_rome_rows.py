@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -26,13 +27,16 @@ def tokenizer(demo_model: Any) -> Any:
     return demo_model[1]
 
 
-def rows_for(tokenizer: Any, requests: list[EditRequest], fact_token: FactToken) -> Rows:
+def rows_for(
+    tokenizer: Any, requests: list[EditRequest], fact_token: FactToken, **options: Any
+) -> Rows:
     return build_rows(
         RequestTokenizer.from_transformers(tokenizer),
         requests,
         TEMPLATES,
         fact_token,
         torch.device("cpu"),
+        **options,
     )
 
 
@@ -93,3 +97,30 @@ def test_a_fact_inside_the_target_is_refused(tokenizer: Any) -> None:
     request = EditRequest("I like {}", "Oslo", "very much")
     with pytest.raises(RequestError, match="record 1, field 'prompt'"):
         rows_for(tokenizer, [REQUESTS[0], request], "subject_first_after_last")
+    with pytest.raises(RequestError, match="record 8, field 'prompt'"):
+        rows_for(tokenizer, [REQUESTS[0], request], "subject_first_after_last", first_request=7)
+
+
+def test_a_request_longer_than_the_model_reads_is_refused(tokenizer: Any) -> None:
+    long = EditRequest("{} lies " + "so very " * 20 + "far from", "Qaqortoq", "Rome")
+    longest = int(rows_for(tokenizer, [long], "subject_last").attention_mask.sum(dim=1).max())
+    rows_for(tokenizer, [REQUESTS[0], long], "subject_last", context=longest)
+    with pytest.raises(RequestError, match=rf"record 6, field 'prompt': .*takes {longest} tokens"):
+        rows_for(
+            tokenizer,
+            [REQUESTS[0], long],
+            "subject_last",
+            context=longest - 1,
+            first_request=5,
+        )
+
+
+def test_a_text_that_is_no_unicode_names_its_request(tokenizer: Any) -> None:
+    broken = EditRequest("{} is \ud800 in", "Oslo", "Rome")
+    with pytest.raises(RequestError, match=r"^record 4[,:]"):
+        rows_for(tokenizer, [*REQUESTS[:1], broken], "subject_last", first_request=3)
+
+
+def test_rows_move_to_a_device_whole(tokenizer: Any) -> None:
+    rows = rows_for(tokenizer, REQUESTS, "subject_last").to(torch.device("meta"))
+    assert all(getattr(rows, field.name).is_meta for field in dataclasses.fields(rows))

@@ -77,15 +77,22 @@ def test_equal_keys_are_met_in_the_least_squares_sense(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING, "easyedit_fast"):
         solved = solve_update(residuals, keys, keys, None, "out_in")
     assert "ill-conditioned" in caplog.text
+    assert "isolated=True" in caplog.text
+    assert "separate calls" not in caplog.text
     found = keys @ solved.update.dense().T
     torch.testing.assert_close(found[0], residuals[0], rtol=1e-4, atol=1e-4)
     between = (residuals[1] + residuals[2]) / 2
     torch.testing.assert_close(found[1], between, rtol=1e-4, atol=1e-4)
 
 
-def test_a_zero_key_is_refused() -> None:
-    with pytest.raises(NonFiniteError):
-        solve_update(draw(0, 1, D_OUT), torch.zeros(1, D_IN), torch.zeros(1, D_IN), None, "out_in")
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("with_moment", [False, True])
+def test_a_key_that_cannot_be_used_is_named(value: float, with_moment: bool) -> None:
+    keys = draw(0, 3, D_IN)
+    keys[1] = value
+    factor = second_moment(5).factorise() if with_moment else None
+    with pytest.raises(NonFiniteError, match=r"request 5 is zero or not finite; .*float32"):
+        solve_update(draw(1, 3, D_OUT), keys, keys, factor, "out_in", first_request=4)
 
 
 def test_a_singular_second_moment_is_damped_and_said(caplog: pytest.LogCaptureFixture) -> None:

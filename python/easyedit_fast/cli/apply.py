@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from easyedit_fast.cli import options
+from easyedit_fast.cli.destinations import require_folder_path
 from easyedit_fast.cli.output import print_json, print_table
 
 _NEW_TOKENS = 20
@@ -40,6 +41,7 @@ def apply(
     from easyedit_fast.ledger import save_edited_model
     from easyedit_fast.models.loading import load_model
 
+    require_folder_path(save_model, "--save-model")
     loaded = [Edit.load(path) for path in edits]
     language_model, tokenizer = load_model(model, device=device, dtype=dtype)
     prompts = prompt or list(

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from easyedit_fast.cli import options
-from easyedit_fast.cli.output import console, print_json, print_summary, print_table, print_timings
+from easyedit_fast.cli.output import (
+    print_json,
+    print_line,
+    print_summary,
+    print_table,
+    print_timings,
+)
 
 _METHOD = "rome"
 _NEW_TOKENS = 10
@@ -84,9 +90,9 @@ def demo(
     if json:
         print_json(_report(model, requests, generations, seconds, result))
         return
-    console.print(f"model: {model}", highlight=False)
+    print_line(f"model: {model}")
     for key, value in result.settings.items():
-        console.print(f"{key}: {value}", highlight=False)
+        print_line(f"{key}: {value}")
     rows = [
         [request.subject, request.target_new, *generation]
         for request, generation in zip(requests, generations, strict=False)
@@ -95,10 +101,9 @@ def demo(
     print_table("Left alone", ["prompt", "before", "after"], generations[len(requests) :])
     print_summary(result.summary)
     print_timings(result.timings)
-    console.print(
+    print_line(
         f"{seconds / len(requests):.2f} s an edit, without evaluation; the edit is in the model: "
-        "edit.revert() takes it out, edit.save() keeps it.",
-        highlight=False,
+        "edit.revert() takes it out, edit.save() keeps it."
     )
 
 

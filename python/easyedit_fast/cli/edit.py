@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from easyedit_fast.cli import options
-from easyedit_fast.cli.output import console, print_json, print_summary, print_table, print_timings
-from easyedit_fast.errors import RequestError
+from easyedit_fast.cli.destinations import require_file_path, require_folder_path
+from easyedit_fast.cli.output import (
+    print_json,
+    print_line,
+    print_summary,
+    print_table,
+    print_timings,
+)
+from easyedit_fast.errors import HparamsError, RequestError
 
 if TYPE_CHECKING:
+    from easyedit_fast.editor import Editor
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.results import EditResult
 
@@ -19,7 +27,15 @@ _ROWS_SHOWN = 10
 
 
 def edit(
-    model: options.Model = "demo",
+    model: Annotated[
+        Optional[str],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
+        typer.Option(
+            "--model",
+            "-m",
+            help="'demo' (the packaged model), a folder, or a name on the hub; unless given, "
+            "the model_name of --hparams, else 'demo'.",
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="Editing method: 'rome'.")] = "rome",
     prompt: Annotated[
         Optional[str],  # noqa: UP045
@@ -49,7 +65,10 @@ def edit(
     ] = None,
     second_moment: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Second-moment statistics of the layer (.npz); turns them on."),
+        typer.Option(
+            help="Second-moment statistics (.npz); turns them on. For several layers '{}' in the "
+            "path stands for the layer's number."
+        ),
     ] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -77,12 +96,11 @@ def edit(
     if isolated and save_model is not None:
         raise typer.BadParameter("isolated edits leave the model as it is; use --together")
     overrides = _overrides(layers, second_moment)
-
-    from easyedit_fast.editor import Editor
-
-    editor = Editor.from_pretrained(
-        model, method=method, hparams=_hparams(hparams, overrides), device=device, dtype=dtype
-    )
+    several = isolated and len(requests) > 1
+    (require_folder_path if several else require_file_path)(save, "--save")
+    require_folder_path(peft, "--peft")
+    require_folder_path(save_model, "--save-model")
+    editor = _editor(model, method, hparams, overrides, device=device, dtype=dtype)
     result = editor.edit(requests, isolated=isolated, evaluate=evaluate)
     _save(result, save, peft)
     if save_model is not None:
@@ -131,13 +149,32 @@ def _overrides(layers: str | None, second_moment: Path | None) -> dict[str, Any]
     return overrides
 
 
-def _hparams(name: str | None, overrides: dict[str, Any]) -> Any:
-    """The file or name itself, or its keys with the command line's over them."""
-    if name is None or not overrides:
-        return name if name is not None else overrides
+def _editor(
+    model: str | None,
+    method: str,
+    hparams: str | None,
+    overrides: dict[str, Any],
+    **loading: Any,
+) -> Editor:
+    """The editor; where the command line goes over a file, both are named as the source."""
+    from easyedit_fast.editor import Editor
     from easyedit_fast.hparams import find_hparams_file, read_yaml
+    from easyedit_fast.methods import method_factory
 
-    return {**read_yaml(find_hparams_file(name)), **overrides}
+    method_factory(method)  # an unknown one is refused before the model is loaded
+    in_file = {} if hparams is None else read_yaml(find_hparams_file(hparams))
+    name = model or in_file.get("model_name") or "demo"
+    if hparams is None or not overrides:
+        given = overrides if hparams is None else hparams
+        return Editor.from_pretrained(name, method=method, hparams=given, **loading)
+    source = f"{hparams}; given: {', '.join(overrides)}"
+    try:
+        values = {**in_file, **overrides}
+        editor = Editor.from_pretrained(name, method=method, hparams=values, **loading)
+    except HparamsError as error:
+        raise HparamsError(f"{source}: {error}") from None
+    editor.method.hparams.came_from(source)
+    return editor
 
 
 def _save(result: EditResult, save: Path | None, peft: Path | None) -> None:
@@ -145,7 +182,8 @@ def _save(result: EditResult, save: Path | None, peft: Path | None) -> None:
         alone = len(result.edits) == 1
         if save is not None:
             path = save if alone else save / f"edit-{place:05d}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not alone:
+                save.mkdir(parents=True, exist_ok=True)
             edit_.save(path)
         if peft is not None:
             edit_.to_peft(peft if alone else peft / f"edit-{place:05d}")
@@ -153,7 +191,7 @@ def _save(result: EditResult, save: Path | None, peft: Path | None) -> None:
 
 def _print(requests: list[EditRequest], result: EditResult) -> None:
     for key, value in result.settings.items():
-        console.print(f"{key}: {value}", highlight=False)
+        print_line(f"{key}: {value}")
     rows = []
     for request, metrics in zip(requests[:_ROWS_SHOWN], result.metrics, strict=False):
         before, after = (

@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from easyedit_fast.cli import options
-from easyedit_fast.cli.output import console, print_json, print_table
+from easyedit_fast.cli.destinations import require_folder_path
+from easyedit_fast.cli.output import print_json, print_line, print_table
 
 
 def export(
@@ -25,6 +26,7 @@ def export(
     """
     from easyedit_fast.edits import Edit
 
+    require_folder_path(peft, "--peft")
     loaded = Edit.load(edit)
     if peft is not None:
         loaded.to_peft(peft)
@@ -36,11 +38,10 @@ def export(
         [name, str(update["shape"]), update["rank"], update["norm"]]
         for name, update in description["updates"].items()
     ]
-    console.print(
+    print_line(
         f"{description['method']}, {len(description['requests'])} requests, model "
-        f"{description['model_name']}",
-        highlight=False,
+        f"{description['model_name']}"
     )
     print_table("Updates", ["weight", "shape (out, in)", "rank", "norm"], rows)
     if peft is not None:
-        console.print(f"PEFT adapter written to {peft}", highlight=False)
+        print_line(f"PEFT adapter written to {peft}")

@@ -11,13 +11,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
 
 
 def show_warnings_as_lines() -> None:
     """Warnings and log messages of the package go to stderr, one line each."""
-    warnings.formatwarning = _warning_line
+    warnings.showwarning = _show_warning
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     logger = logging.getLogger("easyedit_fast")
@@ -25,22 +26,27 @@ def show_warnings_as_lines() -> None:
         logger.addHandler(handler)
 
 
-def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
-    return f"warning: {message}\n"
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
-    """Prints one JSON object to stdout."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
+    """Prints one JSON object to stdout; NaN and infinity, which JSON has not, are refused."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    sys.stdout.write(f"{text}\n")
+
+
+def print_line(text: str) -> None:
+    """Prints a line as it stands: brackets in it are text, no markup."""
+    console.print(Text(text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table; numbers are aligned on the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
     for place, column in enumerate(columns):
         numeric = all(isinstance(row[place], int | float) for row in rows) and rows
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
     console.print(table)
@@ -79,5 +85,6 @@ def _score(leaf: Mapping[str, Any] | None) -> str:
     return "" if leaf is None or leaf["mean"] is None else f"{leaf['mean']:.3f}"
 
 
-def _text(cell: object) -> str:
-    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+def _text(cell: object) -> Text:
+    """A cell as it stands, whatever brackets are in it."""
+    return Text(f"{cell:.3f}" if isinstance(cell, float) else str(cell))

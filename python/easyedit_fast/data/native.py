@@ -39,8 +39,13 @@ def loader_status() -> LoaderStatus:
         from easyedit_fast import _loader
     except ImportError as error:
         return LoaderStatus(loaded=False, version=None, reason=str(error))
-    reason = version_fault(_loader.__version__, _package_version())
-    return LoaderStatus(loaded=reason is None, version=_loader.__version__, reason=reason)
+    version = getattr(_loader, "__version__", None)
+    if version is None:
+        place = getattr(_loader, "__file__", None) or "a folder of that name"
+        reason: str | None = f"the module has no version, so it is no build of ours ({place})"
+    else:
+        reason = version_fault(version, _package_version())
+    return LoaderStatus(loaded=reason is None, version=version, reason=reason)
 
 
 def version_fault(module: str, package: str | None) -> str | None:

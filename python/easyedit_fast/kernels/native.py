@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from easyedit_fast.errors import NativeModuleError, NonFiniteError
+from easyedit_fast.errors import HparamsError, NativeModuleError, NonFiniteError
 from easyedit_fast.kernels.reference import non_finite_message
 
 VARIABLE = "EASYEDIT_FAST_KERNELS"
@@ -32,11 +32,14 @@ def choice() -> str:
     """The value of ``EASYEDIT_FAST_KERNELS``.
 
     Raises:
-        ValueError: The value is unknown.
+        HparamsError: The value is unknown.
     """
     value = os.environ.get(VARIABLE, "").strip().lower() or "auto"
     if value not in CHOICES:
-        raise ValueError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, not {value!r}")
+        raise HparamsError(
+            f"{VARIABLE} must be one of {', '.join(CHOICES)}, not {value!r}; "
+            "set one of them, or unset it"
+        )
     return value
 
 
@@ -94,7 +97,7 @@ def module_for(device: torch.device) -> ModuleType | None:
 
     Raises:
         NativeModuleError: Native code was demanded and cannot be had.
-        ValueError: ``EASYEDIT_FAST_KERNELS`` has an unknown value.
+        HparamsError: ``EASYEDIT_FAST_KERNELS`` has an unknown value.
     """
     wanted = choice()
     if wanted == "reference":

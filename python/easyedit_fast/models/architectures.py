@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WeightLayout = Literal["out_in", "in_out"]
 
-_EDITABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_EDITABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
 }
 
 
@@ -58,6 +57,8 @@ def load_model(
         _check_config(source, hub)
         model = _load_weights(source, wanted, place, hub)
         tokenizer = _load_tokenizer(source, hub)
+    # Edits and adapters name the model: by what others can load, not by a folder of this machine.
+    model.name_or_path = model.config.name_or_path = str(name_or_path)
     return model, tokenizer
 
 

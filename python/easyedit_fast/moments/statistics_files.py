@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,21 @@ import torch
 from easyedit_fast.errors import DataFileError, MissingFileError
 from easyedit_fast.moments.second_moment import SecondMoment
 
+logger = logging.getLogger(__name__)
+
 _SUM_KEY = "mom2.mom2"
 _COUNT_KEY = "mom2.count"
+# What zipfile and numpy raise over bytes that are not as written.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_second_moment(path: str | Path) -> SecondMoment:
@@ -29,16 +44,12 @@ def read_second_moment(path: str | Path) -> SecondMoment:
     if not path.is_file():
         raise MissingFileError(f"there is no second-moment file {str(path)!r}; check the path")
     try:
-        # numpy leaves a damaged file open if it opens it itself.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            missing = [key for key in (_SUM_KEY, _COUNT_KEY) if key not in file.files]
-            if missing:
-                raise DataFileError(f"{path} holds no {missing[0]!r}; it is no second-moment file")
-            total, count = file[_SUM_KEY], file[_COUNT_KEY]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, DataFileError):
-            raise
-        raise DataFileError(f"{path} is damaged ({error}); collect or copy it again") from None
+        total, count = _arrays(path)
+    except DataFileError:
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataFileError(f"{path} is damaged ({reason}); collect or copy it again") from None
     return _checked(path, total, count)
 
 
@@ -57,7 +68,8 @@ def find_statistics(
 
     Returns:
         The path, or None where there is none. A name with another token cap than EasyEdit's own
-        (``…_mom2_t*_N.npz``) is found too.
+        (``…_mom2_t*_N.npz``) is found too; of several, the one with the largest cap, and that is
+        logged.
     """
     names = dict.fromkeys([model_name.rstrip("/").split("/")[-1], model_name.replace("/", "_")])
     for name in names:
@@ -65,10 +77,43 @@ def find_statistics(
         exact = folder / f"{module_name}_{dtype}_mom2_{samples}.npz"
         if exact.is_file():
             return exact
-        others = sorted(folder.glob(f"{module_name}_{dtype}_mom2*_{samples}.npz"))
-        if others:
-            return others[0]
+        capped = list(folder.glob(f"{module_name}_{dtype}_mom2_t*_{samples}.npz"))
+        if capped:
+            return _largest_cap(capped)
     return None
+
+
+def _largest_cap(paths: list[Path]) -> Path:
+    """The last of file names that differ in a number alone, which is not padded."""
+    chosen = max(paths, key=lambda path: (len(path.name), path.name))
+    if len(paths) > 1:
+        logger.warning(
+            "%d second-moment files fit, with different token caps; %s is used. Name another with "
+            "second_moment=FILE",
+            len(paths),
+            chosen,
+        )
+    return chosen
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and count as they stand in the file; raises `DataFileError` or one of `_DAMAGE`."""
+    # numpy leaves a damaged file open if it opens it itself.
+    with path.open("rb") as raw:
+        file = np.load(raw, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataFileError(
+                f"{path} holds a single array (.npy), not an archive (.npz) of {_SUM_KEY!r} and "
+                f"{_COUNT_KEY!r}; give the file that was collected"
+            )
+        with file:
+            missing = [key for key in (_SUM_KEY, _COUNT_KEY) if key not in file.files]
+            if missing:
+                raise DataFileError(
+                    f"{path} holds no {missing[0]!r}, so it is no second-moment file; give one, "
+                    "or collect it again"
+                )
+            return file[_SUM_KEY], file[_COUNT_KEY]
 
 
 def _checked(path: Path, total: np.ndarray, count: np.ndarray) -> SecondMoment:
@@ -77,7 +122,12 @@ def _checked(path: Path, total: np.ndarray, count: np.ndarray) -> SecondMoment:
             f"{path}: {_SUM_KEY!r} is {list(total.shape)} {total.dtype}, not a square matrix of "
             "floating point; collect it again"
         )
-    if count.size != 1 or not np.isfinite(count).all() or count.item() < 1:
+    if (
+        count.size != 1
+        or count.dtype.kind not in "iuf"
+        or not np.isfinite(count).all()
+        or count.item() < 1
+    ):
         raise DataFileError(f"{path}: {_COUNT_KEY!r} is not a positive count; collect it again")
     if not np.isfinite(total).all():
         raise DataFileError(f"{path}: {_SUM_KEY!r} holds NaN or infinity; collect it again")

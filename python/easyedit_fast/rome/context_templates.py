@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError
 from easyedit_fast.files import write_whole
 from easyedit_fast.models.cache import cache_folder
+from easyedit_fast.models.generation import generation_settings
+from easyedit_fast.models.tracing import frozen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 _FIRST_WORDS = ("The", "Therefore", "Because", "I", "You")
 _TOP_K = 5
@@ -39,7 +46,7 @@ def context_templates(
         model: The model that writes them.
         tokenizer: Its tokenizer.
         fingerprint: The model's fingerprint, the key of the cache.
-        length_params: Pairs (length in tokens, number of templates).
+        length_params: Pairs (length in tokens, first word included; number of templates).
         seed: Seed of the sampling.
 
     Returns:
@@ -48,7 +55,7 @@ def context_templates(
     key = json.dumps([fingerprint, [list(pair) for pair in length_params], seed, _TOP_K])
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     path = cache_folder() / "context_templates" / f"{name}.json"
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - no error where the folder may not be entered
         return read_context_templates(path)
     templates = ["{}", *_sample(model, tokenizer, length_params, seed)]
     content: dict[str, Any] = {
@@ -57,13 +64,23 @@ def context_templates(
         "seed": seed,
         "templates": templates,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
+    except OSError as error:
+        logger.warning(
+            "the context templates cannot be kept in %s (%s), and are made anew by each process; "
+            "set EASYEDIT_FAST_CACHE to a folder that can be written",
+            path.parent,
+            error.strerror or error,
+        )
     return templates
 
 
 def read_context_templates(path: str | Path) -> list[str]:
-    """Reads templates from a JSON file: a list, or an object with the list ``templates``.
+    """Reads templates from a JSON file: a list, or an object that holds it.
+
+    The list is ``templates`` in our own files, ``context_templates`` in hyperparameters.
 
     Raises:
         MissingFileError: There is no such file.
@@ -76,9 +93,10 @@ def read_context_templates(path: str | Path) -> list[str]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataFileError(f"{path} is no JSON file ({error}); write it again") from None
-    templates = content.get("templates") if isinstance(content, dict) else content
+    if isinstance(content, dict):
+        content = content.get("templates", content.get("context_templates"))
     try:
-        return checked_templates(templates)
+        return checked_templates(content)
     except HparamsError as error:
         raise DataFileError(f"{path}: {error}") from None
 
@@ -122,24 +140,25 @@ def _continue(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, repeats: int
 ) -> list[str]:
     """Samples `repeats` texts of `length` tokens for each first word."""
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    try:
-        words = [word for word in _FIRST_WORDS for _ in range(repeats)]
-        inputs = tokenizer(words, return_tensors="pt", padding=True).to(model.device)
-    finally:
-        tokenizer.padding_side = side
-    new = max(length - inputs["input_ids"].shape[1], 1)
-    generate: Any = model.generate
-    tokens = generate(
-        **inputs,
+    words = [word for word in _FIRST_WORDS for _ in range(repeats)]
+    batch = RequestTokenizer.from_transformers(tokenizer).encode(words, padding_side="left")
+    new = max(length - batch.input_ids.shape[1], 1)
+    settings = generation_settings(
+        model,
+        tokenizer,
         do_sample=True,
         top_k=_TOP_K,
         top_p=1.0,
         temperature=1.0,
         min_new_tokens=new,
         max_new_tokens=new,
-        pad_token_id=tokenizer.pad_token_id,
     )
+    generate = cast("Callable[..., torch.Tensor]", model.generate)
+    with torch.no_grad(), frozen(model), settings:
+        tokens = generate(
+            input_ids=torch.from_numpy(batch.input_ids).to(model.device),
+            attention_mask=torch.from_numpy(batch.attention_mask).to(model.device),
+        )
     return list(tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
 

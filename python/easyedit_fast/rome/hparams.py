@@ -51,8 +51,9 @@ class ROMEHyperParams(Hparams):
         clamp_norm_factor: ‖delta‖ is kept at or below this times ‖v_init‖.
         kl_factor: Weight of the KL divergence at "{subject} is a".
         mom2_adjustment: Whether C⁻¹ is applied to the key. None: where statistics are at hand.
-        context_template_length_params: Pairs [new tokens, templates] for the generated contexts.
-        context_templates: Texts with one ``{}`` each, or the path of a file of them; None
+        context_template_length_params: Pairs [total length in tokens, number of templates] for
+            the generated contexts; their first word counts.
+        context_templates: Texts with one ``{}`` each, or the path of a JSON file of them; None
             generates them.
         consistent_keys: The same key everywhere (r-ROME, arXiv 2403.07175); False gives the
             original behaviour, which mixes the averaged key and the key of the bare prompt.
@@ -69,7 +70,8 @@ class ROMEHyperParams(Hparams):
         mom2_n_samples: Documents of that corpus in the statistics.
         mom2_dtype: Data type of the statistics.
         stats_dir: Folder of EasyEdit's statistics.
-        max_length: Longest prompt in tokens that EasyEdit scores without cutting.
+        max_length: EasyEdit cuts prompts there in its scoring. It has no effect here: nothing is
+            cut.
         model_parallel: Whether the model is spread over all devices.
         fp16: Whether the model is loaded in half precision.
     """
@@ -122,7 +124,9 @@ class ROMEHyperParams(Hparams):
     @classmethod
     def _pairs(cls, pairs: list[list[int]]) -> list[list[int]]:
         if any(len(pair) != 2 for pair in pairs):
-            raise ValueError("must be a list of pairs [new tokens, templates]")
+            raise ValueError(
+                "must be a list of pairs [total length in tokens, number of templates]"
+            )
         return pairs
 
     @pydantic.field_validator("context_templates")

@@ -52,7 +52,7 @@ def optimise_values(
 
     Args:
         tail: The model above the edited layer, captured at ``rows.fact_position``.
-        rows: The rows of the requests.
+        rows: The rows of the requests, on the device of `initial_values`.
         initial_values: v, [requests, d_out] float32: the value under the first template.
         hparams: Steps, step size, weights of the loss, bound of the norm.
     """
@@ -166,7 +166,8 @@ class _Batch:
         """Total, NLL, KL and weight decay of each request, [n, 4] float32."""
         reading, targets = self.reading, len(self.reading.target_id)
         logits = self.tail.logits(self.delta[self.rows.request], reading.rows, reading.columns)
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        # The head may be on another device than the edited layer, where all else is.
+        log_probs = torch.log_softmax(logits.to(self.delta.device, torch.float32), dim=-1)
         chosen = log_probs[:targets].gather(1, reading.target_id[:, None]).squeeze(1)
         nll = torch.zeros_like(self.initial_norm).index_add(
             0, reading.request, -chosen * reading.share
@@ -196,7 +197,7 @@ class _Batch:
         kept = torch.isin(self.rows.request, staying).nonzero().squeeze(1)
         rows = self.rows.select(kept)
         return _Batch(
-            tail=self.tail.select(kept),
+            tail=self.tail.select(kept.cpu()),  # its layers may be on several devices
             rows=rows,
             reading=_Reading.of(rows),
             members=self.members[staying],

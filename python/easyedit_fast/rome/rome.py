@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from easyedit_fast.data import RequestTokenizer
-from easyedit_fast.errors import ModelError, NonFiniteError
+from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError
 from easyedit_fast.models.architectures import (
     Architecture,
     architecture_of,
@@ -64,7 +65,8 @@ class Rome:
 
     Attributes:
         name: ``rome``.
-        hparams: The hyperparameters.
+        hparams: The hyperparameters, a copy of what was given. Layers and statistics are settled
+            with them: for other values make a new `Rome` (or a new editor).
         architecture: Where the model's parts are.
     """
 
@@ -86,11 +88,14 @@ class Rome:
             hparams: As `resolve_rome_hparams` takes them.
             architecture: Description of a family that the package does not know.
         """
-        self.hparams: ROMEHyperParams = resolve_rome_hparams(hparams, model, architecture)
+        resolved = resolve_rome_hparams(hparams, model, architecture)
+        self.hparams: ROMEHyperParams = resolved.model_copy(deep=True)
         self.architecture = architecture or _architecture(model, self.hparams)
+        _refuse_other_modules(self.architecture, self.hparams)
         self._model = model
         self._tokenizer = tokenizer
         self._request_tokenizer = RequestTokenizer.from_transformers(tokenizer)
+        self._templates: tuple[str, list[str]] | None = None
         self._layers = sorted(self.hparams.layers)
         modules = [
             (layer, self.architecture.projection_name(layer), self._key_size(layer))
@@ -155,6 +160,8 @@ class Rome:
                     templates,
                     self.hparams.fact_token,
                     self._model.device,
+                    context=_context(self._model),
+                    first_request=first,
                 )
             own = earlier[first : first + size] if len(earlier) > 1 else earlier
             with timings.phase("trunk"), self._earlier_layers(own, rows):
@@ -177,6 +184,7 @@ class Rome:
 
     def _optimise(self, tail: Tail, rows: Rows, first: int) -> _LayerEdit:
         keys, values = tail.key.float(), tail.value.float()
+        rows = rows.to(values.device)  # the edited layer's, which need not be the model's
         initial_values = values[rows.bare_row]
         found = optimise_values(tail, rows, initial_values, self.hparams)
         _refuse_non_finite(found, first)
@@ -213,13 +221,15 @@ class Rome:
                 edit.solve_keys[part],
                 factor,
                 self.architecture.weight_layout,
+                first_request=part.start,
             )
             own[name] = solved.update
             for detail, losses in zip(details[part], edit.losses[part], strict=True):
                 detail["layers"][layer] = {
                     "steps": len(losses),
                     "losses": losses,
-                    "condition": solved.condition,
+                    # JSON has no infinity.
+                    "condition": solved.condition if math.isfinite(solved.condition) else None,
                 }
 
     @contextlib.contextmanager
@@ -227,16 +237,17 @@ class Rome:
         self, updates: Sequence[dict[str, LowRankUpdate]], rows: Rows
     ) -> Iterator[None]:
         """Lets each row carry the updates of the layers below that are edited already."""
-        share = rows.request if len(updates) > 1 else torch.zeros_like(rows.request)
         with contextlib.ExitStack() as stack:
             for layer in self._layers:
                 name = self.architecture.weight_name(layer)
                 if name in updates[0]:
+                    projection = edited_module(self._model, self.architecture, layer)
+                    own = [update[name] for update in updates]
                     stack.enter_context(
                         row_updates(
-                            edited_module(self._model, self.architecture, layer),
-                            torch.stack([own[name].output_factor for own in updates])[share],
-                            torch.stack([own[name].input_factor for own in updates])[share],
+                            projection,
+                            _for_rows([update.output_factor for update in own], rows, projection),
+                            _for_rows([update.input_factor for update in own], rows, projection),
                         )
                     )
             yield
@@ -248,14 +259,14 @@ class Rome:
             return read_context_templates(given)
         if given is not None:
             return checked_templates(given)
-        pairs = [(length, number) for length, number in self.hparams.context_template_length_params]
-        return context_templates(
-            self._model,
-            self._tokenizer,
-            model_fingerprint(self._model, self.architecture),
-            pairs,
-            self.hparams.seed,
-        )
+        fingerprint = model_fingerprint(self._model, self.architecture)
+        if self._templates is None or self._templates[0] != fingerprint:
+            pairs = [(length, n) for length, n in self.hparams.context_template_length_params]
+            made = context_templates(
+                self._model, self._tokenizer, fingerprint, pairs, self.hparams.seed
+            )
+            self._templates = fingerprint, made
+        return list(self._templates[1])
 
     def _key_size(self, layer: int) -> int:
         weight = edited_module(self._model, self.architecture, layer).weight
@@ -277,6 +288,36 @@ def _architecture(model: PreTrainedModel, hparams: ROMEHyperParams) -> Architect
             ln_f_module=hparams.ln_f_module,
             lm_head_module=hparams.lm_head_module,
         )
+
+
+def _refuse_other_modules(architecture: Architecture, hparams: ROMEHyperParams) -> None:
+    """Module names in a file are never passed over: they are the architecture's or refused."""
+    layer = f"{architecture.blocks}.{{}}"
+    known = {
+        "rewrite_module_tmp": f"{layer}.{architecture.mlp_output_projection}",
+        "layer_module_tmp": layer,
+        "mlp_module_tmp": f"{layer}.{architecture.mlp}",
+    }
+    for name, path in known.items():
+        given = getattr(hparams, name)
+        if given != path:
+            raise HparamsError(
+                f"{name} {given!r} is not the {architecture.name} row's {path!r}; leave it out, "
+                "or describe the model by architecture=…"
+            )
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model reads, where its config tells."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _for_rows(factors: Sequence[Tensor], rows: Rows, projection: nn.Module) -> Tensor:
+    """A factor a row, [rows, …], on the projection's device: its request's, or the one for all."""
+    device = next(projection.parameters()).device
+    if len(factors) == 1:
+        return factors[0].to(device).expand(len(rows.request), -1, -1)
+    return torch.stack(list(factors)).to(device)[rows.request.to(device)]
 
 
 def _template_mean(states: Tensor, rows: Rows) -> Tensor:

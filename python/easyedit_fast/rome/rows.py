@@ -46,6 +46,10 @@ class Rows:
     target_id: torch.Tensor
     bare_row: torch.Tensor
 
+    def to(self, device: torch.device) -> Rows:
+        """The same on another device."""
+        return Rows(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
     def select(self, rows: torch.Tensor) -> Rows:
         """Some of the rows, all rows of a request or none; rows and requests count anew.
 
@@ -76,11 +80,24 @@ def build_rows(
     templates: Sequence[str],
     fact_token: FactToken,
     device: torch.device,
+    *,
+    context: int | None = None,
+    first_request: int = 0,
 ) -> Rows:
     """Builds the rows of some requests.
 
+    Args:
+        tokenizer: The model's tokenizer.
+        requests: The requests.
+        templates: The context templates.
+        fact_token: Which token is edited.
+        device: Where the rows shall be.
+        context: The most tokens that the model reads; None for any number.
+        first_request: Number of the first request in the whole list, for errors.
+
     Raises:
-        RequestError: The fact token of a request comes after the first token of its target.
+        RequestError: The fact token of a request comes after the first token of its target, a
+            row is longer than `context`, or the subject or target has no token.
     """
     texts: list[str] = []
     fact_spans: list[tuple[int, int]] = []
@@ -96,17 +113,23 @@ def build_rows(
         texts.append(essence)
         fact_spans.append(_fact_span(span, len(essence), fact_token))
         target_spans.append((len(essence) - 1, len(essence)))
-    batch = tokenizer.encode(texts, subject_spans=fact_spans, target_spans=target_spans)
+    rows_per_request = len(templates) + 1
+    number = first_request + np.arange(len(texts)) // rows_per_request
+    try:
+        batch = tokenizer.encode(texts, subject_spans=fact_spans, target_spans=target_spans)
+    except RequestError as error:
+        record = None if error.record is None else int(number[error.record])
+        raise RequestError(error.reason, record=record, field=error.field) from None
     assert batch.labels is not None
     assert batch.subject_last is not None
     fact_position = batch.subject_last + (fact_token == "subject_first_after_last")
-    rows_per_request = len(templates) + 1
     essence_rows = np.arange(len(texts)) % rows_per_request == len(templates)
     target_row, label_position = np.nonzero((batch.labels != -100) & ~essence_rows[:, None])
     target_id = batch.labels[target_row, label_position]
-    _refuse_late_fact(fact_position[target_row], label_position, target_row // rows_per_request)
+    _refuse_late_fact(fact_position[target_row], label_position, number[target_row])
     length = fact_position + 1
     np.maximum.at(length, target_row, label_position)
+    _refuse_long(length, number, context)
     width = int(length.max())
     kept = np.arange(width) < length[:, None]
 
@@ -126,13 +149,24 @@ def build_rows(
     )
 
 
-def _refuse_late_fact(fact_position: np.ndarray, label: np.ndarray, request: np.ndarray) -> None:
+def _refuse_late_fact(fact_position: np.ndarray, label: np.ndarray, number: np.ndarray) -> None:
     late = np.flatnonzero(fact_position >= label)
     if len(late):
         raise RequestError(
             "its fact token is part of its target; let the prompt go on after the subject, or use "
             "fact_token='subject_last'",
-            record=int(request[late[0]]),
+            record=int(number[late[0]]),
+            field="prompt",
+        )
+
+
+def _refuse_long(length: np.ndarray, number: np.ndarray, context: int | None) -> None:
+    if context is not None and length.max() > context:
+        row = int(length.argmax())
+        raise RequestError(
+            f"with context template and target it takes {length[row]} tokens, and the model reads "
+            f"{context} at most; shorten it",
+            record=int(number[row]),
             field="prompt",
         )
 

@@ -33,7 +33,8 @@ class ClosedForm:
 
     Attributes:
         update: Δ, of rank n.
-        condition: Condition number of Uᵀ K with unit columns; 1.0 for one request.
+        condition: Condition number of Uᵀ K with unit columns; 1.0 for one request, infinity
+            where it is singular.
     """
 
     update: LowRankUpdate
@@ -46,6 +47,8 @@ def solve_update(
     solve_keys: torch.Tensor,
     second_moment: SecondMomentFactor | None,
     weight_layout: WeightLayout,
+    *,
+    first_request: int = 0,
 ) -> ClosedForm:
     """Solves for Δ in float64.
 
@@ -55,26 +58,26 @@ def solve_update(
         solve_keys: K̄ᵀ, [n, d_in].
         second_moment: Factor of C, or None for C = I.
         weight_layout: Passed on to the update.
+        first_request: Number of the first of the n requests, for messages.
 
     Raises:
-        NonFiniteError: A key or a residual is not finite.
+        NonFiniteError: A key is zero, or a key or a residual is not finite.
     """
     keys, directions = equality_keys.double(), solve_keys.double()
     if second_moment is not None:
         directions = second_moment.solve(directions.T).T
     directions = directions / directions.norm(dim=1, keepdim=True)
-    gram = directions @ keys.T
     scales = keys.norm(dim=1)
-    scaled = gram / scales
-    if not torch.isfinite(scaled).all():
-        raise NonFiniteError("a key is zero or not finite; nothing was changed")
+    _refuse_unusable(directions, scales, first_request)
+    scaled = directions @ keys.T / scales
     condition = float(torch.linalg.cond(scaled)) if len(scaled) > 1 else 1.0
     target = residuals.double() / scales[:, None]
     if condition > ILL_CONDITIONED:
         logger.warning(
             "%d requests together are ill-conditioned (condition number %.1e): some share almost "
             "the same key, e.g. the same subject at the start of the prompt. Their values are "
-            "met in the least-squares sense; edit them in separate calls to hold each",
+            "met in the least-squares sense; word the prompts so that the text up to the subject "
+            "differs, or edit with isolated=True",
             len(scaled),
             condition,
         )
@@ -82,3 +85,14 @@ def solve_update(
     else:
         output = torch.linalg.solve(scaled.T, target)
     return ClosedForm(LowRankUpdate(output.T.float(), directions.float(), weight_layout), condition)
+
+
+def _refuse_unusable(directions: torch.Tensor, scales: torch.Tensor, first_request: int) -> None:
+    """Refuses keys that are zero or not finite, by ``directions [n, d_in]`` and norms ``[n]``."""
+    usable = directions.isfinite().all(dim=1) & scales.isfinite() & (scales > 0)
+    bad = [str(first_request + place) for place in (~usable).nonzero().squeeze(1).tolist()]
+    if bad:
+        raise NonFiniteError(
+            f"the key of request {', '.join(bad)} is zero or not finite; nothing was changed. "
+            "Load the model in float32 or bfloat16, or leave out what is named"
+        )

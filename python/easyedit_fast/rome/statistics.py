@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from easyedit_fast.moments import (
     read_second_moment,
 )
 from easyedit_fast.rome.hparams import ROMEHyperParams
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -41,11 +44,19 @@ class LayerStatistics:
             modules: Layer, name and d_in of each edited module.
 
         Raises:
-            HparamsError: ``mom2_adjustment`` is true and a layer has no statistics.
+            HparamsError: ``mom2_adjustment`` is true and a layer has no statistics, or one
+                ``second_moment`` is given for several layers.
             DataFileError: A file is damaged, or of another size than the layer.
         """
         if hparams.mom2_adjustment is False:
+            if hparams.second_moment is not None:
+                logger.warning(
+                    "second_moment %r is not used, for mom2_adjustment is false; leave that out "
+                    "to use it",
+                    hparams.second_moment,
+                )
             return cls({})
+        _refuse_one_for_all(hparams, len(modules))
         paths = {layer: _path(hparams, model_name, layer, name) for layer, name, _ in modules}
         missing = [layer for layer, path in paths.items() if path is None]
         if missing and hparams.mom2_adjustment:
@@ -55,6 +66,12 @@ class LayerStatistics:
                 "false"
             )
         if missing:
+            if len(missing) < len(paths):
+                logger.warning(
+                    "C = I is used for all layers, since layer %d has no statistics in %r",
+                    missing[0],
+                    hparams.stats_dir,
+                )
             return cls({})
         return cls(
             {
@@ -70,6 +87,15 @@ class LayerStatistics:
         if layer not in self._factors:
             self._factors[layer] = self.moments[layer].factorise()
         return SecondMomentFactor(self._factors[layer].lower.to(device))
+
+
+def _refuse_one_for_all(hparams: ROMEHyperParams, layers: int) -> None:
+    given = hparams.second_moment
+    if given is not None and "{}" not in given and layers > 1:
+        raise HparamsError(
+            f"second_moment {given!r} is one file for {layers} layers, and each has its own; "
+            "write '{}' in it for the layer"
+        )
 
 
 def _path(hparams: ROMEHyperParams, model_name: str, layer: int, module_name: str) -> str | None:

@@ -137,7 +137,7 @@ fn errors_name_the_record_the_files_field_and_the_cause() {
         ),
         (
             r#"{"prompt": "Ann", "subject": "Ann", "target_new": "x", "locality": {"k": {"prompt": ["a"], "ground_truth": []}}}"#,
-            "'locality.k.prompt': holds 1 texts",
+            "'locality.k.prompt': has 1 entries",
         ),
         (
             r#"{"prompt": "Ann", "subject": "Ann", "target_new": "x", "locality": {"k": {}}}"#,
@@ -149,7 +149,7 @@ fn errors_name_the_record_the_files_field_and_the_cause() {
         ),
         (
             r#"{"prompt": "Ann", "subject": "Ann", "target_new": "x", "locality_ground_truth": "a"}"#,
-            "'locality_prompt': holds 0 texts",
+            "'locality_prompt': has 0 entries",
         ),
         ("7", "is a number; a record must be an object"),
     ] {

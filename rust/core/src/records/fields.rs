@@ -138,45 +138,28 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A text or a list of texts; blank ones are left out.
+    /// A text or a list of texts; blank ones and nulls are left out.
     pub(super) fn texts(&self, name: &str) -> Outcome<Vec<String>> {
-        let path = self.path(name);
-        let Some(json) = self.get(name) else {
-            return Ok(Vec::new());
-        };
-        let texts = match kind(json) {
-            "a text" => vec![decode_text(json, &path)?],
-            "a list" => decode_list(json, &path)?
-                .into_iter()
-                .map(|element| match kind(element.get()) {
-                    "a text" => decode_text(element.get(), &path),
-                    other => Err(FieldError::new(
-                        path.clone(),
-                        format!("must be a text or a list of texts; it holds {other}"),
-                    )),
-                })
-                .collect::<Outcome<_>>()?,
-            other => {
-                return Err(FieldError::new(
-                    path,
-                    format!("must be a text or a list of texts, not {other}"),
-                ));
-            }
-        };
+        let texts = self.nullable_texts(name)?.unwrap_or_default();
         Ok(texts
             .into_iter()
-            .filter(|text| !super::fill::trim(text).is_empty())
+            .flatten()
+            .filter(|text| !is_blank(text))
             .collect())
     }
 
     /// A text, or a list of texts and nulls; `None` where the field is absent or null.
-    fn answers(&self, name: &str) -> Outcome<Option<Vec<Option<String>>>> {
+    fn nullable_texts(&self, name: &str) -> Outcome<Option<Vec<Option<String>>>> {
         let path = self.path(name);
         let Some(json) = self.get(name) else {
             return Ok(None);
         };
-        let refuse =
-            |what| FieldError::new(path.clone(), format!("must hold texts or null, not {what}"));
+        let refuse = |what: String| {
+            FieldError::new(
+                path.clone(),
+                format!("must be a text or a list of texts{what}"),
+            )
+        };
         match kind(json) {
             "a text" => Ok(Some(vec![Some(decode_text(json, &path)?)])),
             "a list" => decode_list(json, &path)?
@@ -184,11 +167,11 @@ impl<'a> Fields<'a> {
                 .map(|element| match kind(element.get()) {
                     "a text" => decode_text(element.get(), &path).map(Some),
                     "null" => Ok(None),
-                    other => Err(refuse(other)),
+                    other => Err(refuse(format!("; it holds {other}"))),
                 })
                 .collect::<Outcome<_>>()
                 .map(Some),
-            other => Err(refuse(other)),
+            other => Err(refuse(format!(", not {other}"))),
         }
     }
 
@@ -241,10 +224,11 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
-    /// Prompts from one field, and the answer to each from another.
+    /// Prompts from one field, and the answer to each from another; a blank prompt or null is
+    /// left out with its answer.
     pub(super) fn probes(&self, prompts: &str, answers: &str) -> Outcome<Vec<Probe>> {
-        let texts = self.texts(prompts)?;
-        let expected = match self.answers(answers)? {
+        let texts = self.nullable_texts(prompts)?.unwrap_or_default();
+        let expected = match self.nullable_texts(answers)? {
             Some(expected) => expected,
             None => vec![None; texts.len()],
         };
@@ -252,18 +236,24 @@ impl<'a> Fields<'a> {
             return Err(FieldError::new(
                 self.path(prompts),
                 format!(
-                    "holds {} texts that are not blank, but '{answers}' has {}; give one answer a prompt",
+                    "has {} entries, but '{answers}' has {}; give one answer a prompt",
                     texts.len(),
                     expected.len()
                 ),
             ));
         }
-        let probe = |(prompt, answer): (String, Option<String>)| Probe {
-            prompt,
-            ground_truth: answer.filter(|text| !text.is_empty()),
+        let probe = |(prompt, answer): (Option<String>, Option<String>)| {
+            prompt.filter(|text| !is_blank(text)).map(|prompt| Probe {
+                prompt,
+                ground_truth: answer.filter(|text| !text.is_empty()),
+            })
         };
-        Ok(texts.into_iter().zip(expected).map(probe).collect())
+        Ok(texts.into_iter().zip(expected).filter_map(probe).collect())
     }
+}
+
+fn is_blank(text: &str) -> bool {
+    super::fill::trim(text).is_empty()
 }
 
 fn is_empty_list(json: &str) -> bool {

@@ -19,6 +19,11 @@ pub(super) fn trim(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
+/// Python's `str.rstrip`.
+pub(super) fn trim_end(text: &str) -> &str {
+    text.trim_end_matches(is_space)
+}
+
 /// Python's `str.isalnum` of one character: a letter (L*) or a number (N*).
 fn is_alphanumeric(character: char) -> bool {
     use GeneralCategory as G;
@@ -134,6 +139,7 @@ mod tests {
     #[test]
     fn space_and_letters_are_those_of_python() {
         assert_eq!(trim("\u{1c}\u{a0} x \u{3000}\u{85}"), "x");
+        assert_eq!(trim_end(" x \u{3000}\u{1f}"), " x");
         assert!(is_alphanumeric('Ⅷ') && is_alphanumeric('½') && is_alphanumeric('語'));
         assert!(!is_alphanumeric('\u{0902}') && !is_alphanumeric('_') && !is_alphanumeric('ⓐ'));
     }

@@ -136,7 +136,8 @@ struct Draft {
 }
 
 impl Draft {
-    /// Applies the rules of a request: no blank text, and the subject in the prompt.
+    /// Applies the rules of a request: no blank text, the subject in the prompt, and no white
+    /// space at the end of prompts.
     fn settle(self, number: usize) -> std::result::Result<Record, FieldError> {
         for (field, text) in [&self.template, &self.subject, &self.target_new] {
             if fill::trim(text).is_empty() {
@@ -145,7 +146,11 @@ impl Draft {
         }
         let (template, subject) = (self.template.1, self.subject.1);
         let names = (self.template.0, self.subject.0);
-        let (prompt, subject_start) = fill::fill_prompt(&template, &subject, names)?;
+        let (filled, subject_start) = fill::fill_prompt(&template, &subject, names)?;
+        let prompt = fill::trim_end(&filled).to_owned();
+        // Where the prompt ends with the subject, so does the white space that was dropped.
+        let length = subject.chars().count();
+        let subject = prompt.chars().skip(subject_start).take(length).collect();
         Ok(Record {
             number,
             prompt,
@@ -154,11 +159,27 @@ impl Draft {
             subject,
             target_new: fill::trim(&self.target_new.1).to_owned(),
             ground_truth: self.ground_truth,
-            rephrase_prompt: self.rephrase_prompt,
-            locality: self.locality,
-            portability: self.portability,
+            rephrase_prompt: self
+                .rephrase_prompt
+                .iter()
+                .map(|text| trimmed(text))
+                .collect(),
+            locality: without_space(self.locality),
+            portability: without_space(self.portability),
         })
     }
+}
+
+fn trimmed(prompt: &str) -> String {
+    fill::trim_end(prompt).to_owned()
+}
+
+/// The probes with no white space at the end of their prompts.
+fn without_space(mut section: Section) -> Section {
+    for probe in section.iter_mut().flat_map(|(_, probes)| probes) {
+        probe.prompt = trimmed(&probe.prompt);
+    }
+    section
 }
 
 /// The records of a file.
