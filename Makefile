@@ -22,7 +22,7 @@ export EASYEDIT_FAST_DATA
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_FLAGS)
+PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV=$(abspath $(VENV)) PYTHONPATH=$(TOOLS) \
 	PATH=$(TOOLS)/bin:$$PATH EASYEDIT_FAST_DEV=1 maturin
 # In its folder: the configuration there instruments the code.
@@ -48,16 +48,16 @@ demo: $(STAMPS)/native $(STAMPS)/demo-model ## edit three facts inside a real la
 .PHONY: test
 test: target/wheels/.built $(STAMPS)/demo-model ## run the Rust tests, then the Python tests
 	cargo test --workspace
-	$(PYTEST)
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 $(PYTEST_FLAGS)
 
 .PHONY: test-slow
 test-slow: $(STAMPS)/native $(STAMPS)/demo-model ## run the slow tests, then fuzz the record readers for five minutes
-	$(PYTEST) -m 'slow and not gpu' --timeout 3600
+	$(PYTEST) -m 'slow and not gpu' --timeout 3600 $(PYTEST_FLAGS)
 	$(FUZZ) -max_total_time=$(FUZZ_SECONDS)
 
 .PHONY: test-gpu
 test-gpu: $(STAMPS)/native $(STAMPS)/demo-model ## run the tests that need a CUDA device
-	$(PYTEST) -m gpu
+	$(PYTEST) -m gpu $(PYTEST_FLAGS)
 
 .PHONY: lint
 lint: $(STAMPS)/native ## check formatting, lints and types; the build itself takes no warning

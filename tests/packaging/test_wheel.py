@@ -52,14 +52,13 @@ def test_files_are_those_of_the_checkout(wheel):
 
 def test_metadata(wheel):
     folder = metadata_folder(wheel)
-    metadata = email.message_from_bytes(wheel.read(f"{folder}/METADATA"))
+    headers, _, description = wheel.read(f"{folder}/METADATA").decode().partition("\n\n")
+    metadata = email.message_from_string(headers)
     assert metadata["Name"] == "easyedit-fast"
     assert f'version = "{metadata["Version"]}"' in (ROOT / "Cargo.toml").read_text()
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert (
-        metadata.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    )
+    assert description.strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
     assert wheel.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
 
 

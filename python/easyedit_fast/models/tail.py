@@ -259,7 +259,10 @@ class Tail:
         embeddings = module(self.model, self.architecture.embeddings)
         size = embeddings.embedding_dim
         assert isinstance(size, int)
-        return self.entering.new_zeros(rows, tokens, size)
+        # On the rows' device, as the masks and positions that go with them.
+        return torch.zeros(
+            rows, tokens, size, dtype=self.entering.dtype, device=self.cut.start.device
+        )
 
     def _blocks_replaced(
         self, stand_ins: Sequence[nn.Module]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from easyedit_fast.data import RequestTokenizer
+from easyedit_fast.data import RequestTokenizer, TokenBatch
 from easyedit_fast.errors import RequestError
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.rome.hparams import FactToken
@@ -99,31 +99,14 @@ def build_rows(
         RequestError: The fact token of a request comes after the first token of its target, a
             row is longer than `context`, or the subject or target has no token.
     """
-    texts: list[str] = []
-    fact_spans: list[tuple[int, int]] = []
-    target_spans: list[tuple[int, int]] = []
-    for request in requests:
-        for template in templates:
-            text, fact_span, target_span = _rewrite_text(request, template, fact_token)
-            texts.append(text)
-            fact_spans.append(fact_span)
-            target_spans.append(target_span)
-        essence = request.subject + _ESSENCE
-        span = (0, len(request.subject))
-        texts.append(essence)
-        fact_spans.append(_fact_span(span, len(essence), fact_token))
-        target_spans.append((len(essence) - 1, len(essence)))
     rows_per_request = len(templates) + 1
-    number = first_request + np.arange(len(texts)) // rows_per_request
-    try:
-        batch = tokenizer.encode(texts, subject_spans=fact_spans, target_spans=target_spans)
-    except RequestError as error:
-        record = None if error.record is None else int(number[error.record])
-        raise RequestError(error.reason, record=record, field=error.field) from None
+    rows = len(requests) * rows_per_request
+    number = first_request + np.arange(rows) // rows_per_request
+    batch = _encode(tokenizer, requests, templates, fact_token, number)
     assert batch.labels is not None
     assert batch.subject_last is not None
     fact_position = batch.subject_last + (fact_token == "subject_first_after_last")
-    essence_rows = np.arange(len(texts)) % rows_per_request == len(templates)
+    essence_rows = np.arange(rows) % rows_per_request == len(templates)
     target_row, label_position = np.nonzero((batch.labels != -100) & ~essence_rows[:, None])
     target_id = batch.labels[target_row, label_position]
     _refuse_late_fact(fact_position[target_row], label_position, number[target_row])
@@ -140,13 +123,39 @@ def build_rows(
         input_ids=tensor(batch.input_ids[:, :width]),
         attention_mask=tensor(kept.astype(np.int64)),
         fact_position=tensor(fact_position),
-        request=tensor(np.arange(len(texts)) // rows_per_request),
+        request=tensor(np.arange(rows) // rows_per_request),
         is_essence=tensor(essence_rows),
         target_row=tensor(target_row),
         target_position=tensor(label_position - 1),
         target_id=tensor(target_id),
         bare_row=tensor(np.arange(len(requests)) * rows_per_request),
     )
+
+
+def _encode(
+    tokenizer: RequestTokenizer,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    fact_token: FactToken,
+    number: np.ndarray,
+) -> TokenBatch:
+    """The rows of all requests as tokens; an error names the request by ``number [rows]``."""
+    texts: list[tuple[str, tuple[int, int], tuple[int, int]]] = []
+    for request in requests:
+        texts += [_rewrite_text(request, template, fact_token) for template in templates]
+        essence = request.subject + _ESSENCE
+        end = len(essence)
+        fact_span = _fact_span((0, len(request.subject)), end, fact_token)
+        texts.append((essence, fact_span, (end - 1, end)))
+    try:
+        return tokenizer.encode(
+            [text for text, _, _ in texts],
+            subject_spans=[span for _, span, _ in texts],
+            target_spans=[span for _, _, span in texts],
+        )
+    except RequestError as error:
+        record = None if error.record is None else int(number[error.record])
+        raise RequestError(error.reason, record=record, field=error.field) from None
 
 
 def _refuse_late_fact(fact_position: np.ndarray, label: np.ndarray, number: np.ndarray) -> None:
