@@ -210,7 +210,7 @@ class Editor:
                 model_name=str(getattr(self.model, "name_or_path", "")),
                 model_fingerprint=self._fingerprint,
                 architecture=self.method.architecture,
-                hparams=self.method.hparams.to_dict(),
+                hparams=self.method.used_hparams(),
                 settings=self.method.settings(),
                 versions=_versions(),
             )

@@ -40,6 +40,10 @@ class EditingMethod(Protocol):
         """Computes the updates and leaves the model as it was."""
         ...
 
+    def used_hparams(self) -> dict[str, Any]:
+        """The hyperparameters with what they leave open filled in, as plain JSON values."""
+        ...
+
     def settings(self) -> dict[str, Any]:
         """What the result depends on, as plain JSON values."""
         ...

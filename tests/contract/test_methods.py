@@ -149,6 +149,9 @@ def test_a_saved_edit_is_the_same_edit(editor: Editor, tmp_path: Any) -> None:
     result.edit.save(tmp_path / "edit.safetensors")
     result.edit.revert()
     loaded = Edit.load(tmp_path / "edit.safetensors")
+    assert loaded.requests == REQUESTS[:1]
+    assert loaded.hparams == editor.method.used_hparams()
+    assert None not in (loaded.hparams["mom2_adjustment"], loaded.hparams["context_templates"])
     with loaded.applied(editor.model):
         for name, weight in editor.model.named_parameters():
             assert torch.equal(weight, edited[name])

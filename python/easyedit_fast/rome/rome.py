@@ -115,6 +115,14 @@ class Rome:
             "consistent_keys": self.hparams.consistent_keys,
         }
 
+    def used_hparams(self) -> dict[str, Any]:
+        """The hyperparameters with what they leave open filled in, as plain JSON values."""
+        return {
+            **self.hparams.to_dict(),
+            "mom2_adjustment": bool(self._statistics.moments),
+            "context_templates": self.context_templates(),
+        }
+
     def compute(
         self, requests: Sequence[EditRequest], *, isolated: bool, timings: Timings
     ) -> ComputedUpdates:
