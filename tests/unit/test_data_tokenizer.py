@@ -196,8 +196,7 @@ def test_encoding_lets_other_threads_run():
     tokenizer = _loader.Tokenizer(byte_tokenizer().to_str())
     text = "Ann lives in Rome. " * 10_000
     turns = count_during(lambda: tokenizer.encode([text] * 4))
-    assert seconds > 0.1
-    assert turns >= 10
+    assert turns >= 3  # one at most where the GIL is held
 
 
 def test_reading_lets_other_threads_run(tmp_path):
