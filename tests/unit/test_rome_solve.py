@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from easyedit_fast.errors import DataFileError, NonFiniteError
 from easyedit_fast.moments import SecondMoment
 from easyedit_fast.rome.adam import Adam
-from easyedit_fast.rome.solve import solve_update
+from easyedit_fast.rome.solve import TEMPLATE_DAMPING, solve_update
 
 D_IN, D_OUT = 24, 10
 
@@ -36,25 +36,52 @@ def test_every_equality_holds(
     requests: int, seed: int, with_moment: bool, consistent: bool
 ) -> None:
     keys = draw(seed, requests, D_IN)
-    mean_keys = keys if consistent else keys + 0.1 * draw(seed + 1, requests, D_IN)
+    mean_keys = keys + 0.1 * draw(seed + 1, requests, D_IN)
     residuals = draw(seed + 2, requests, D_OUT)
     factor = second_moment(seed).factorise() if with_moment else None
-    solved = solve_update(residuals, keys, mean_keys, factor, "out_in")
+    solved = solve_update(residuals, keys, mean_keys, factor, "out_in", consistent=consistent)
     assert solved.update.rank == requests
     found = keys.double() @ solved.update.dense().double().T
     error = (found - residuals).norm() / residuals.norm()
     assert error < 1e-6 * max(solved.condition, 10.0)
 
 
+@pytest.mark.parametrize("requests", [1, 4])
+def test_of_all_updates_that_hold_it_is_the_optimum(requests: int) -> None:
+    """The gradient of the least-squares terms is a combination of the bare keys (Lagrange)."""
+    keys, residuals = draw(30, requests, D_IN).double(), draw(31, requests, D_OUT).double()
+    mean_keys = keys + 0.5 * draw(32, requests, D_IN).double()
+    moment = second_moment(33)
+    solved = solve_update(residuals, keys, mean_keys, moment.factorise(), "out_in")
+    delta = solved.update.dense().double()
+    inverse = torch.linalg.inv(moment.matrix)
+    weights = 1.0 / (TEMPLATE_DAMPING * torch.einsum("ni,ij,nj->n", mean_keys, inverse, mean_keys))
+    missed = mean_keys @ delta.T - residuals
+    gradient = delta @ moment.matrix + (weights[:, None] * missed).T @ mean_keys
+    combination = torch.linalg.lstsq(keys.T, gradient.T).solution
+    assert (keys.T @ combination - gradient.T).norm() < 1e-3 * gradient.norm()
+
+
 def test_one_request_gives_the_papers_update() -> None:
-    key, residual = draw(0, 1, D_IN), draw(1, 1, D_OUT)
+    key, mean_key, residual = draw(0, 1, D_IN), draw(1, 1, D_IN), draw(2, 1, D_OUT)
     moment = second_moment(2)
-    direction = torch.linalg.inv(moment.matrix) @ key[0].double()
-    expected = torch.outer(residual[0].double() / (direction @ key[0].double()), direction)
-    solved = solve_update(residual, key, key, moment.factorise(), "out_in")
-    torch.testing.assert_close(solved.update.dense().double(), expected, rtol=1e-5, atol=1e-6)
-    assert solved.condition == 1.0
-    assert solved.update.input_factor.norm().item() == pytest.approx(1.0)
+    factor, inverse = moment.factorise(), torch.linalg.inv(moment.matrix)
+    for solve_key, consistent in ((key, True), (mean_key, False)):
+        direction = inverse @ solve_key[0].double()
+        expected = torch.outer(residual[0].double() / (direction @ key[0].double()), direction)
+        solved = solve_update(residual, key, solve_key, factor, "out_in", consistent=consistent)
+        torch.testing.assert_close(solved.update.dense().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mixed_keys_can_blow_up_and_consistent_ones_do_not() -> None:
+    key, residual = draw(37, 1, D_IN), draw(38, 1, D_OUT)
+    other = draw(39, 1, D_IN)
+    mean_key = other - 0.999 * (other @ key.T) / (key @ key.T) * key  # nearly orthogonal
+    mixed, consistent = (
+        solve_update(residual, key, mean_key, None, "out_in", consistent=consistent).update.dense()
+        for consistent in (False, True)
+    )
+    assert mixed.norm() > 100 * consistent.norm()
 
 
 def test_the_second_moment_protects_frequent_directions() -> None:

@@ -48,15 +48,15 @@ class _LayerEdit:
     """What one layer's closed form needs; the first dimension is the request.
 
     Attributes:
-        equality_keys: [n, d_in], the keys that shall give v*.
-        solve_keys: [n, d_in], the keys that C⁻¹ is applied to.
-        residuals: [n, d_out], v* − W k.
+        bare_keys: [n, d_in], k under the first template.
+        mean_keys: [n, d_in], the mean of k over the templates.
+        deltas: [n, d_out], v* − v.
         losses: Per request, the list of (total, NLL, KL, weight decay) before each step.
     """
 
-    equality_keys: Tensor
-    solve_keys: Tensor
-    residuals: Tensor
+    bare_keys: Tensor
+    mean_keys: Tensor
+    deltas: Tensor
     losses: list[list[list[float]]]
 
 
@@ -184,28 +184,22 @@ class Rome:
             with timings.phase("optimise"), frozen(self._model):
                 parts.append(self._optimise(tail, rows, first))
         return _LayerEdit(
-            torch.cat([part.equality_keys for part in parts]),
-            torch.cat([part.solve_keys for part in parts]),
-            torch.cat([part.residuals for part in parts]),
+            torch.cat([part.bare_keys for part in parts]),
+            torch.cat([part.mean_keys for part in parts]),
+            torch.cat([part.deltas for part in parts]),
             [losses for part in parts for losses in part.losses],
         )
 
     def _optimise(self, tail: Tail, rows: Rows, first: int) -> _LayerEdit:
         keys, values = tail.key.float(), tail.value.float()
         rows = rows.to(values.device)  # the edited layer's, which need not be the model's
-        initial_values = values[rows.bare_row]
-        found = optimise_values(tail, rows, initial_values, self.hparams)
+        found = optimise_values(tail, rows, values[rows.bare_row], self.hparams)
         _refuse_non_finite(found, first)
-        solve_keys = _template_mean(keys, rows)
-        if self.hparams.consistent_keys:
-            equality_keys, current = solve_keys, _template_mean(values, rows)
-        else:
-            equality_keys, current = keys[rows.bare_row], initial_values
         steps, losses = found.steps.tolist(), found.losses.transpose(0, 1).tolist()
         return _LayerEdit(
-            equality_keys,
-            solve_keys,
-            initial_values + found.delta - current,
+            keys[rows.bare_row],
+            _template_mean(keys, rows),
+            found.delta,
             [loss[:step] for loss, step in zip(losses, steps, strict=True)],
         )
 
@@ -218,17 +212,18 @@ class Rome:
     ) -> None:
         """Adds the layer's updates to `updates`, and what they tell to `details`."""
         name = self.architecture.weight_name(layer)
-        factor = self._statistics.factor(layer, edit.residuals.device)
-        requests = len(edit.residuals)
+        factor = self._statistics.factor(layer, edit.deltas.device)
+        requests = len(edit.deltas)
         width = 1 if len(updates) > 1 else requests
         for place, own in enumerate(updates):
             part = slice(place * width, (place + 1) * width)
             solved = solve_update(
-                edit.residuals[part],
-                edit.equality_keys[part],
-                edit.solve_keys[part],
+                edit.deltas[part],
+                edit.bare_keys[part],
+                edit.mean_keys[part],
                 factor,
                 self.architecture.weight_layout,
+                consistent=self.hparams.consistent_keys,
                 first_request=part.start,
             )
             own[name] = solved.update

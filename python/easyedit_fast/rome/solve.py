@@ -1,13 +1,19 @@
 """ROME's closed form, for one request and for many.
 
-With equality keys K [d_in, n], solve keys K̄ [d_in, n] and U = C⁻¹ K̄, the update is
+A request asks that its value move by δ at its key. Each has two keys: k, of the bare prompt, and
+k̄, the mean over the context templates. With the keys of all requests in the columns of
+K = [k₁ … kₙ k̄₁ … k̄ₙ], U = C⁻¹ K and R = [δ₁ … δₙ δ₁ … δₙ],
 
-    Δ = R (Uᵀ K)⁻¹ Uᵀ,   R = V* − W K,
+    Δ = R (Uᵀ K + D)⁻¹ Uᵀ,   D = diag(0 … 0, ρ k̄₁ᵀ C⁻¹ k̄₁ … ρ k̄ₙᵀ C⁻¹ k̄ₙ).
 
-so that (W + Δ) K = V* holds for every request. For n = 1 this is ROME's Λ (C⁻¹k)ᵀ
-(Meng et al. 2022, arXiv 2202.05262, equation 2); for K̄ = K it is EMMET's (arXiv 2403.14236).
-K̄ ≠ K, the averaged key in U and the bare one in the equality, is the behaviour of ROME's first
-code, which r-ROME (arXiv 2403.07175) mends.
+It is the Δ of least tr(Δ C Δᵀ) among those with Δ kᵢ = δᵢ, where Δ k̄ᵢ = δᵢ is asked for too, as a
+least-squares term. R repeats n columns, so that Δ has rank n. With the keys k alone and n = 1 it is
+ROME's Λ (C⁻¹k)ᵀ (Meng et al. 2022, arXiv 2202.05262, equation 2); with n > 1, EMMET's
+(arXiv 2403.14236). Equality at k̄ alone, which is r-ROME's way to use one key throughout
+(arXiv 2403.07175), often misses the bare prompt, above all where that begins with the subject.
+
+ROME's first code applies C⁻¹ to k̄ and holds the equality at k: Δ = R (C⁻¹K̄)ᵀ / …, with the two
+mixed. Where they are nearly orthogonal Δ grows without bound, and the edit disables the model.
 """
 
 from __future__ import annotations
@@ -24,7 +30,10 @@ from easyedit_fast.updates import LowRankUpdate, WeightLayout
 logger = logging.getLogger(__name__)
 
 ILL_CONDITIONED = 1e8
-"""Condition number of Uᵀ K above which equalities of several requests begin to contradict."""
+"""Condition number above which the equalities of several requests begin to contradict."""
+
+TEMPLATE_DAMPING = 0.25
+"""ρ. Zero would hold every k̄ too: many requests together then change other texts more."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,8 +42,8 @@ class ClosedForm:
 
     Attributes:
         update: Δ, of rank n.
-        condition: Condition number of Uᵀ K with unit columns; 1.0 for one request, infinity
-            where it is singular.
+        condition: Condition number of the solved system, its keys scaled to unit length;
+            infinity where it is singular.
     """
 
     update: LowRankUpdate
@@ -43,56 +52,72 @@ class ClosedForm:
 
 def solve_update(
     residuals: torch.Tensor,
-    equality_keys: torch.Tensor,
-    solve_keys: torch.Tensor,
+    bare_keys: torch.Tensor,
+    mean_keys: torch.Tensor,
     second_moment: SecondMomentFactor | None,
     weight_layout: WeightLayout,
     *,
+    consistent: bool = True,
     first_request: int = 0,
 ) -> ClosedForm:
     """Solves for Δ in float64.
 
     Args:
-        residuals: Rᵀ, [n, d_out]: what each key's value lacks, v* − W k.
-        equality_keys: Kᵀ, [n, d_in].
-        solve_keys: K̄ᵀ, [n, d_in].
+        residuals: δ, [n, d_out]: by how much each request's value shall move.
+        bare_keys: k, [n, d_in].
+        mean_keys: k̄, [n, d_in].
         second_moment: Factor of C, or None for C = I.
         weight_layout: Passed on to the update.
+        consistent: False gives the mixture of ROME's first code.
         first_request: Number of the first of the n requests, for messages.
 
     Raises:
-        NonFiniteError: A key is zero, or a key or a residual is not finite.
+        NonFiniteError: A key is zero, or a key is not finite.
     """
-    keys, directions = equality_keys.double(), solve_keys.double()
+    bare, mean = bare_keys.double(), mean_keys.double()
+    keys = torch.cat([bare, mean]) if consistent else bare
+    directions = keys if consistent else mean
     if second_moment is not None:
         directions = second_moment.solve(directions.T).T
     directions = directions / directions.norm(dim=1, keepdim=True)
-    scales = keys.norm(dim=1)
-    _refuse_unusable(directions, scales, first_request)
-    scaled = directions @ keys.T / scales
-    condition = float(torch.linalg.cond(scaled)) if len(scaled) > 1 else 1.0
-    target = residuals.double() / scales[:, None]
+    lengths = keys.norm(dim=1)
+    _refuse_unusable(directions, lengths, len(bare), first_request)
+    system = directions @ keys.T / lengths
+    damping = system.diagonal().clone()
+    damping[: len(bare)] = 0.0
+    system += TEMPLATE_DAMPING * damping.diag()
+    condition = float(torch.linalg.cond(system)) if len(system) > 1 else 1.0
     if condition > ILL_CONDITIONED:
-        logger.warning(
-            "%d requests together are ill-conditioned (condition number %.1e): some share almost "
-            "the same key, e.g. the same subject at the start of the prompt. Their values are "
-            "met in the least-squares sense; word the prompts so that the text up to the subject "
-            "differs, or edit with isolated=True",
-            len(scaled),
-            condition,
-        )
-        output = torch.linalg.pinv(scaled.T, rtol=1.0 / ILL_CONDITIONED) @ target
+        _warn_ill_conditioned(len(bare), condition)
+        solved = torch.linalg.pinv(system, rtol=1.0 / ILL_CONDITIONED) @ directions
     else:
-        output = torch.linalg.solve(scaled.T, target)
-    return ClosedForm(LowRankUpdate(output.T.float(), directions.float(), weight_layout), condition)
+        solved = torch.linalg.solve(system, directions)
+    # R repeats its columns, so the rows that belong to one request add up.
+    input_factor = (solved / lengths[:, None]).reshape(-1, *bare.shape).sum(dim=0)
+    update = LowRankUpdate(residuals.T.float(), input_factor.float(), weight_layout)
+    return ClosedForm(update, condition)
 
 
-def _refuse_unusable(directions: torch.Tensor, scales: torch.Tensor, first_request: int) -> None:
-    """Refuses keys that are zero or not finite, by ``directions [n, d_in]`` and norms ``[n]``."""
-    usable = directions.isfinite().all(dim=1) & scales.isfinite() & (scales > 0)
-    bad = [str(first_request + place) for place in (~usable).nonzero().squeeze(1).tolist()]
-    if bad:
+def _warn_ill_conditioned(requests: int, condition: float) -> None:
+    logger.warning(
+        "%d requests together are ill-conditioned (condition number %.1e): some share almost "
+        "the same key, e.g. the same subject at the start of the prompt. Their values are "
+        "met in the least-squares sense; word the prompts so that the text up to the subject "
+        "differs, or edit with isolated=True",
+        requests,
+        condition,
+    )
+
+
+def _refuse_unusable(
+    directions: torch.Tensor, lengths: torch.Tensor, requests: int, first_request: int
+) -> None:
+    """Refuses keys that are zero or not finite, by ``directions [m, d_in]`` and lengths ``[m]``."""
+    usable = directions.isfinite().all(dim=1) & lengths.isfinite() & (lengths > 0)
+    places = sorted({place % requests for place in (~usable).nonzero().squeeze(1).tolist()})
+    if places:
+        bad = ", ".join(str(first_request + place) for place in places)
         raise NonFiniteError(
-            f"the key of request {', '.join(bad)} is zero or not finite; nothing was changed. "
+            f"the key of request {bad} is zero or not finite; nothing was changed. "
             "Load the model in float32 or bfloat16, or leave out what is named"
         )
