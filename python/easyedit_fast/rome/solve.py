@@ -2,15 +2,15 @@
 
 A request asks that its value move by δ at its key. Each has two keys: k, of the bare prompt, and
 k̄, the mean over the context templates. With the keys of all requests in the columns of
-K = [k₁ … kₙ k̄₁ … k̄ₙ], U = C⁻¹ K and R = [δ₁ … δₙ δ₁ … δₙ],
+K = [k̄₁ … k̄ₙ k₁ … kₙ], U = C⁻¹ K and R = [δ₁ … δₙ δ₁ … δₙ],
 
-    Δ = R (Uᵀ K + D)⁻¹ Uᵀ,   D = diag(0 … 0, ρ k̄₁ᵀ C⁻¹ k̄₁ … ρ k̄ₙᵀ C⁻¹ k̄ₙ).
+    Δ = R (Uᵀ K + D)⁻¹ Uᵀ,   D = diag(0 … 0, ρ k₁ᵀ C⁻¹ k₁ … ρ kₙᵀ C⁻¹ kₙ).
 
-It is the Δ of least tr(Δ C Δᵀ) among those with Δ kᵢ = δᵢ, where Δ k̄ᵢ = δᵢ is asked for too, as a
-least-squares term. R repeats n columns, so that Δ has rank n. With the keys k alone and n = 1 it is
-ROME's Λ (C⁻¹k)ᵀ (Meng et al. 2022, arXiv 2202.05262, equation 2); with n > 1, EMMET's
-(arXiv 2403.14236). Equality at k̄ alone, which is r-ROME's way to use one key throughout
-(arXiv 2403.07175), often misses the bare prompt, above all where that begins with the subject.
+It is the Δ of least tr(Δ C Δᵀ) among those with Δ k̄ᵢ = δᵢ, where Δ kᵢ = δᵢ is asked for too, as a
+least-squares term. R repeats n columns, so that Δ has rank n. With the keys k̄ alone, which is
+r-ROME's way to use one key throughout (arXiv 2403.07175), it is ROME's Λ (C⁻¹k̄)ᵀ for n = 1 (Meng
+et al. 2022, arXiv 2202.05262, equation 2) and EMMET's update for n > 1 (arXiv 2403.14236). The bare
+prompt is then often missed, above all where it begins with the subject.
 
 ROME's first code applies C⁻¹ to k̄ and holds the equality at k: Δ = R (C⁻¹K̄)ᵀ / …, with the two
 mixed. Where they are nearly orthogonal Δ grows without bound, and the edit disables the model.
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 ILL_CONDITIONED = 1e8
 """Condition number above which the equalities of several requests begin to contradict."""
 
-TEMPLATE_DAMPING = 0.25
-"""ρ. Zero would hold every k̄ too: many requests together then change other texts more."""
+BARE_DAMPING = 0.25
+"""ρ. Zero would hold every k too: many requests together then change other texts more."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def solve_update(
         NonFiniteError: A key is zero, or a key is not finite.
     """
     bare, mean = bare_keys.double(), mean_keys.double()
-    keys = torch.cat([bare, mean]) if consistent else bare
+    keys = torch.cat([mean, bare]) if consistent else bare
     directions = keys if consistent else mean
     if second_moment is not None:
         directions = second_moment.solve(directions.T).T
@@ -85,7 +85,7 @@ def solve_update(
     system = directions @ keys.T / lengths
     damping = system.diagonal().clone()
     damping[: len(bare)] = 0.0
-    system += TEMPLATE_DAMPING * damping.diag()
+    system += BARE_DAMPING * damping.diag()
     condition = float(torch.linalg.cond(system)) if len(system) > 1 else 1.0
     if condition > ILL_CONDITIONED:
         _warn_ill_conditioned(len(bare), condition)
