@@ -73,9 +73,24 @@ class Cut:
             tail_positions=tail - first[:, None],
         )
 
+    @property
+    def lengths(self) -> Tensor:
+        """``[rows]``, tokens in each row's tail."""
+        return self.mask[:, self.prefix_columns.shape[1] :].sum(dim=1)
+
     def select(self, rows: Tensor) -> Cut:
-        """The same for some of the rows, at the same widths."""
-        return Cut(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+        """The same for some of the rows, as narrow as these allow."""
+        width = self.prefix_columns.shape[1]
+        used = self.mask[rows].any(dim=0)
+        before, after = int(used[:width].sum()), int(used[width:].sum())
+        return Cut(
+            start=self.start[rows],
+            prefix_columns=self.prefix_columns[rows, width - before :],
+            tail_columns=self.tail_columns[rows, :after],
+            mask=self.mask[rows, width - before : width + after],
+            positions=self.positions[rows],
+            tail_positions=self.tail_positions[rows, :after],
+        )
 
 
 class StandInCache(Cache):

@@ -170,8 +170,8 @@ class Tail:
             outputs=passed.outputs,
         )
 
-    def logits(self, delta: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
-        """Logits of the model with `delta` added to the MLP's output at the start columns.
+    def hidden_states(self, delta: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+        """What leaves the last block, with `delta` added to the MLP's output at the start columns.
 
         Gradients flow to `delta` alone.
 
@@ -184,7 +184,7 @@ class Tail:
                 before its row's start or after its row's end.
 
         Returns:
-            ``[n, vocabulary]``, in the model's dtype.
+            ``[n, d_model]``, in the model's dtype, for `head`.
 
         Raises:
             ModelError: A decoder that cannot be run block by block.
@@ -202,7 +202,11 @@ class Tail:
                 hidden = output[0] if isinstance(output, tuple) else output
             rows = rows.to(hidden.device)
             places = columns.to(hidden.device) - self.cut.start.to(hidden.device)[rows]
-            return self._head(hidden[rows, places])
+            return hidden[rows, places]
+
+    def logits(self, delta: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+        """Logits of what `hidden_states` gives, ``[n, vocabulary]``."""
+        return self.head(self.hidden_states(delta, rows, columns))
 
     def select(self, rows: Tensor) -> Tail:
         """The same for some of the rows; they are numbered anew, columns stay as they were.
@@ -210,15 +214,19 @@ class Tail:
         Args:
             rows: ``[n]``, the rows to keep.
         """
+        cut = self.cut.select(rows)
+        after, before = cut.tail_columns.shape[1], cut.prefix_columns.shape[1]
+        first = self.cut.prefix_columns.shape[1] - before
         return dataclasses.replace(
             self,
             key=self.key[rows],
             value=self.value[rows],
-            entering=self.entering[rows],
+            entering=self.entering[rows, :after],
             prefix={
-                layer: (keys[rows], values[rows]) for layer, (keys, values) in self.prefix.items()
+                layer: (keys[rows, :, first:], values[rows, :, first:])
+                for layer, (keys, values) in self.prefix.items()
             },
-            cut=self.cut.select(rows),
+            cut=cut,
         )
 
     @functools.cached_property
@@ -240,12 +248,12 @@ class Tail:
         _check_chain(stand_ins, self.model)
         return tuple(_Call(part.args, part.kwargs) for part in stand_ins[self.layer :])
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    def head(self, hidden: Tensor) -> Tensor:
         """The model's own way from hidden states ``[n, d_model]`` to logits ``[n, vocabulary]``."""
         blocks = block_list(self.model, self.architecture)
         stand_ins = [_HandOn(part, self.outputs) for part in blocks]
         stand_ins[0].hidden = hidden[:, None]
-        with self._blocks_replaced(stand_ins):
+        with frozen(self.model), self._blocks_replaced(stand_ins):
             # A cache, however empty, spares the check for packed sequences, which waits for the
             # device.
             output = _call(

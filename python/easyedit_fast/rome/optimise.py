@@ -21,6 +21,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from easyedit_fast.models.ragged import RaggedTail
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.rome.adam import Adam
 from easyedit_fast.rome.hparams import ROMEHyperParams
@@ -120,6 +121,7 @@ class _Batch:
 
     Attributes:
         tail: Tail of their rows.
+        ragged: The same in groups of about the same length.
         rows: Their rows; ``rows.request`` counts within the batch.
         reading: Which logits the loss reads.
         members: [n]: their places in the whole list of requests.
@@ -133,6 +135,7 @@ class _Batch:
     """
 
     tail: Tail
+    ragged: RaggedTail
     rows: Rows
     reading: _Reading
     members: Tensor
@@ -149,10 +152,12 @@ class _Batch:
     ) -> _Batch:
         requests, device = len(initial_values), initial_values.device
         delta = torch.zeros_like(initial_values).requires_grad_()
+        reading = _Reading.of(rows)
         return cls(
             tail=tail,
+            ragged=RaggedTail(tail, reading.rows, reading.columns),
             rows=rows,
-            reading=_Reading.of(rows),
+            reading=reading,
             members=torch.arange(requests, device=device),
             delta=delta,
             initial_norm=initial_values.norm(dim=1),
@@ -165,7 +170,7 @@ class _Batch:
     def losses(self) -> Tensor:
         """Total, NLL, KL and weight decay of each request, [n, 4] float32."""
         reading, targets = self.reading, len(self.reading.target_id)
-        logits = self.tail.logits(self.delta[self.rows.request], reading.rows, reading.columns)
+        logits = self.ragged.logits(self.delta[self.rows.request])
         # The head may be on another device than the edited layer, where all else is.
         log_probs = torch.log_softmax(logits.to(self.delta.device, torch.float32), dim=-1)
         chosen = log_probs[:targets].gather(1, reading.target_id[:, None]).squeeze(1)
@@ -196,10 +201,13 @@ class _Batch:
         assert self.initial_log_probs is not None
         kept = torch.isin(self.rows.request, staying).nonzero().squeeze(1)
         rows = self.rows.select(kept)
+        reading = _Reading.of(rows)
+        tail = self.tail.select(kept.cpu())  # its layers may be on several devices
         return _Batch(
-            tail=self.tail.select(kept.cpu()),  # its layers may be on several devices
+            tail=tail,
+            ragged=RaggedTail(tail, reading.rows, reading.columns),
             rows=rows,
-            reading=_Reading.of(rows),
+            reading=reading,
             members=self.members[staying],
             delta=self.delta.detach()[staying].requires_grad_(),
             initial_norm=self.initial_norm[staying],
