@@ -121,6 +121,8 @@ PYBIND11_MODULE(_kernels, module) {
   module.attr("CUDA_TARGETS") = py::tuple(py::cast(cuda_targets()));
   module.def("cpu_features", &cpu_features);
   module.def("cpu_path", &cpu_path_name);
+  module.def("cpu_paths", &cpu_paths);
+  module.def("use_cpu_path", &use_cpu_path, py::kw_only(), py::arg("name"));
   bind_second_moment(module);
   bind_rank_update(module);
 }

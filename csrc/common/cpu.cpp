@@ -1,7 +1,10 @@
 #include "common/cpu.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <iterator>
+#include <stdexcept>
 
 #if EASYEDIT_FAST_HAS_AVX2
 #include <immintrin.h>
@@ -58,18 +61,39 @@ constexpr MicroKernel kGenericKernel{kRows, kColumns, multiply_add_generic};
 constexpr MicroKernel kAvx2Kernel{kRows, kColumns, multiply_add_avx2};
 #endif
 
-}  // namespace
+constexpr const char* kPathNames[] = {"generic", "avx2"};
+static_assert(std::size(kPathNames) == static_cast<std::size_t>(CpuPath::kAvx2) + 1);
 
-CpuPath cpu_path() {
+CpuPath best_path() {
 #if EASYEDIT_FAST_HAS_AVX2
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return has_avx2 ? CpuPath::kAvx2 : CpuPath::kGeneric;
-#else
-  return CpuPath::kGeneric;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return CpuPath::kAvx2;
 #endif
+  return CpuPath::kGeneric;
 }
 
-std::string cpu_path_name() { return cpu_path() == CpuPath::kAvx2 ? "avx2" : "generic"; }
+std::atomic<CpuPath>& chosen_path() {
+  static std::atomic<CpuPath> path{best_path()};
+  return path;
+}
+
+}  // namespace
+
+CpuPath cpu_path() { return chosen_path().load(std::memory_order_relaxed); }
+
+std::vector<std::string> cpu_paths() {
+  std::vector<std::string> names;
+  for (int path = 0; path <= static_cast<int>(best_path()); ++path) names.emplace_back(kPathNames[path]);
+  return names;
+}
+
+std::string cpu_path_name() { return kPathNames[static_cast<int>(cpu_path())]; }
+
+void use_cpu_path(const std::string& name) {
+  const std::vector<std::string> names = cpu_paths();
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) throw std::invalid_argument("this processor has no path '" + name + "'");
+  chosen_path().store(static_cast<CpuPath>(found - names.begin()), std::memory_order_relaxed);
+}
 
 std::vector<std::string> cpu_features() {
   std::vector<std::string> features;

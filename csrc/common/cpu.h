@@ -7,12 +7,17 @@
 
 namespace easyedit_fast {
 
-// Instruction sets, in rising order. A kernel for a new one is a row of micro_kernel() and, where
-// compilers gain from it, a target of EASYEDIT_FAST_FOR_AVX2's kind.
+// Instruction sets, in rising order. A new one needs a name and a test in cpu.cpp, a row of
+// micro_kernel() and, where compilers gain from it, a target of EASYEDIT_FAST_FOR_AVX2's kind.
 enum class CpuPath { kGeneric, kAvx2 };
 
 CpuPath cpu_path();
 std::string cpu_path_name();
+
+// The paths that this processor has, and the choice of one, by which tests reach those below the best.
+std::vector<std::string> cpu_paths();
+void use_cpu_path(const std::string& name);
+
 std::vector<std::string> cpu_features();
 
 // tile [rows, columns] += aᵀ b for a [depth, rows] (row stride a_stride) and b [depth, columns]

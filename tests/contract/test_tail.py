@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.architectures import Architecture, architecture_of, edited_module
 from easyedit_fast.models.prefix import Cut
+from easyedit_fast.models.ragged import RaggedTail
 from easyedit_fast.models.tail import Tail, capture_keys
 from easyedit_fast.models.tracing import edit_output
 from tests.unit.tiny_models import FAMILIES, VOCABULARY, tiny_gemma3_with_vision, tiny_model
@@ -267,11 +268,11 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_reads_nothing_on_the_host(family: str) -> None:
     model, rows = shared_model(family), make_rows("left")
-    tail = capture(model, 1, rows)
+    ragged = RaggedTail(capture(model, 1, rows), rows.rows, rows.columns, group_cost=0)
     delta = make_delta(model, rows)
-    tail.logits(delta, rows.rows, rows.columns)
+    ragged.logits(delta)
     with HostReads() as reads:
-        loss = tail.logits(delta, rows.rows, rows.columns).sum()
+        loss = ragged.logits(delta).sum()
         torch.autograd.grad(loss, delta)
     if not (family.startswith("opt") and transformers.__version__ < "5"):
         # The older OPT made a mask for the head and looked whether it is all ones.

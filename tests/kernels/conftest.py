@@ -18,11 +18,23 @@ def emulator(request, emulated_build):
     return emulated_build.emulator
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=["generic", "avx2", "reference"])
 def path(request, monkeypatch):
-    """Both implementations on the CPU, chosen as a user would."""
-    monkeypatch.setenv("EASYEDIT_FAST_KERNELS", request.param)
-    return request.param
+    """Every implementation on the CPU: the native code for each instruction set, the reference."""
+    monkeypatch.setenv("EASYEDIT_FAST_KERNELS", "native")
+    if request.param == "reference":
+        monkeypatch.setenv("EASYEDIT_FAST_KERNELS", "reference")
+        yield request.param
+        return
+    from easyedit_fast import _kernels
+
+    best = _kernels.cpu_path()
+    if request.param not in _kernels.cpu_paths():
+        pytest.skip(f"this processor has no {request.param}")
+    _kernels.use_cpu_path(name=request.param)
+    assert _kernels.cpu_path() == request.param
+    yield request.param
+    _kernels.use_cpu_path(name=best)
 
 
 @pytest.fixture

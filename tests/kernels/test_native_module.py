@@ -13,7 +13,7 @@ import easyedit_fast
 from easyedit_fast import _kernels
 
 STUB = Path(easyedit_fast.__path__[0]) / "_kernels.pyi"
-KINDS = {"SupportsInt": "int", "Annotated": "tuple[int, int]"}
+KINDS = {"SupportsInt": "int", "str": "str", "Annotated": "tuple[int, int]"}
 
 
 def stub_members():
@@ -40,7 +40,7 @@ def module_members():
 def described(function):
     """Arguments and result of a function, from the signature that pybind11 writes."""
     signature, result = re.fullmatch(r"\w+\((.*)\) -> (\S+)\n", function.__doc__).groups()
-    arguments = re.findall(r"(\w+): typing\.(\w+)", signature)
+    arguments = re.findall(r"(\w+): (?:typing\.)?(\w+)", signature)
     assert signature.startswith("*, ") == bool(arguments)
     return [(name, KINDS[kind]) for name, kind in arguments], result
 
@@ -66,6 +66,12 @@ def test_null_and_wrong_layouts_are_refused_by_name():
         _kernels.rank_update_cpu(**update, weight_strides=(6, 1), dtype=0, rounding=2)
     with pytest.raises(ValueError, match="dtype must be 0"):
         _kernels.rank_update_cpu(**update, weight_strides=(6, 1), dtype=9, rounding=0)
+
+
+def test_a_path_that_the_processor_lacks_is_refused():
+    assert _kernels.cpu_path() == _kernels.cpu_paths()[-1]
+    with pytest.raises(ValueError, match="this processor has no path 'sse9'"):
+        _kernels.use_cpu_path(name="sse9")
 
 
 def test_the_gil_is_free_during_the_work():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from easyedit_fast.models import ragged
 from easyedit_fast.models.architectures import Architecture, architecture_of, edited_module
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import edit_output
@@ -133,8 +134,12 @@ def plain(
     return delta.detach(), losses
 
 
+@pytest.mark.parametrize("group_cost", [0, 1000], ids=["groups", "one group"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gptj", "falcon-alibi", "bloom"])
-def test_it_equals_the_plain_loop(family: str) -> None:
+def test_it_equals_the_plain_loop(
+    family: str, group_cost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ragged._GROUP_COST, "cpu", group_cost)
     model = tiny_model(family)
     hparams = resolve_rome_hparams(
         {

@@ -18,7 +18,11 @@ from easyedit_fast.models.tail import Tail
 
 _GROUP_COST = {"cpu": 48}
 _OTHER_GROUP_COST = 4096
-"""What a group costs beside its tokens, in tokens: reading the weights, launching the kernels."""
+"""What a group costs beside its tokens, in tokens: reading the weights, launching the kernels.
+
+The first is measured on two cores. The other is a guess, by which a GPU has one group almost
+always.
+"""
 
 
 def partition(lengths: Sequence[int], group_cost: int) -> list[list[int]]:
@@ -119,7 +123,8 @@ def _group(tail: Tail, group: Sequence[int], rows: Tensor, columns: Tensor) -> G
     reads = torch.isin(rows, members).nonzero().squeeze(1)
     return Group(
         rows=members,
-        tail=tail.select(members.cpu()),  # its layers may be on several devices
+        # On the CPU, since its layers may be on several devices; all rows need no copy.
+        tail=tail if len(group) == len(tail.entering) else tail.select(members.cpu()),
         reads=reads,
         read_rows=torch.searchsorted(members, rows[reads]),
         read_columns=columns[reads],

@@ -55,9 +55,9 @@ class ROMEHyperParams(Hparams):
             the generated contexts; their first word counts.
         context_templates: Texts with one ``{}`` each, or the path of a JSON file of them; None
             generates them.
-        consistent_keys: Both the key of the bare prompt and the mean over the templates stand in
-            C⁻¹K and in the equalities (after r-ROME, arXiv 2403.07175). False gives the original
-            behaviour: the mean key in the one, the bare key in the other.
+        consistent_keys: C⁻¹ is applied to the keys at which the update is held: the mean over the
+            templates exactly (r-ROME, arXiv 2403.07175), the bare prompt's nearly. False gives the
+            original behaviour: C⁻¹ applied to the mean key, the equality held at the bare key.
         seed: Of the generated contexts.
         second_moment: Path of an .npz of statistics; ``{}`` in it stands for the layer.
         rewrite_module_tmp: Name of the edited module; ``{}`` stands for the layer. So do

@@ -6,14 +6,15 @@ K = [k̄₁ … k̄ₙ k₁ … kₙ], U = C⁻¹ K and R = [δ₁ … δₙ δ�
 
     Δ = R (Uᵀ K + D)⁻¹ Uᵀ,   D = diag(0 … 0, ρ k₁ᵀ C⁻¹ k₁ … ρ kₙᵀ C⁻¹ kₙ).
 
-It is the Δ of least tr(Δ C Δᵀ) among those with Δ k̄ᵢ = δᵢ, where Δ kᵢ = δᵢ is asked for too, as a
-least-squares term. R repeats n columns, so that Δ has rank n. With the keys k̄ alone, which is
+Among the Δ with Δ k̄ᵢ = δᵢ it has the least tr(Δ C Δᵀ) + Σ ‖Δ kᵢ − δᵢ‖² / (ρ kᵢᵀ C⁻¹ kᵢ): k̄ is held
+exactly, k nearly. R repeats n columns, so that Δ has rank n. With the keys k̄ alone, which is
 r-ROME's way to use one key throughout (arXiv 2403.07175), it is ROME's Λ (C⁻¹k̄)ᵀ for n = 1 (Meng
 et al. 2022, arXiv 2202.05262, equation 2) and EMMET's update for n > 1 (arXiv 2403.14236). The bare
 prompt is then often missed, above all where it begins with the subject.
 
-ROME's first code applies C⁻¹ to k̄ and holds the equality at k: Δ = R (C⁻¹K̄)ᵀ / …, with the two
-mixed. Where they are nearly orthogonal Δ grows without bound, and the edit disables the model.
+ROME's first code applies C⁻¹ to k̄ and holds the equality at k: with n columns in each matrix,
+Δ = R (Ūᵀ K)⁻¹ Ūᵀ, Ū = C⁻¹ [k̄₁ … k̄ₙ], K = [k₁ … kₙ]. Where C⁻¹k̄ and k are nearly orthogonal Δ
+grows without bound, and the edit disables the model.
 """
 
 from __future__ import annotations
@@ -79,13 +80,12 @@ def solve_update(
     directions = keys if consistent else mean
     if second_moment is not None:
         directions = second_moment.solve(directions.T).T
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    lengths = keys.norm(dim=1)
-    _refuse_unusable(directions, lengths, len(bare), first_request)
-    system = directions @ keys.T / lengths
-    damping = system.diagonal().clone()
-    damping[: len(bare)] = 0.0
-    system += BARE_DAMPING * damping.diag()
+    system = directions @ keys.T
+    rows, columns = _scales(system, directions, keys, consistent)
+    _refuse_unusable(rows, columns, len(bare), first_request)
+    directions = directions / rows[:, None]
+    system = system / rows[:, None] / columns
+    system.diagonal()[len(bare) :].mul_(1 + BARE_DAMPING)
     condition = float(torch.linalg.cond(system)) if len(system) > 1 else 1.0
     if condition > ILL_CONDITIONED:
         _warn_ill_conditioned(len(bare), condition)
@@ -93,7 +93,7 @@ def solve_update(
     else:
         solved = torch.linalg.solve(system, directions)
     # R repeats its columns, so the rows that belong to one request add up.
-    input_factor = (solved / lengths[:, None]).reshape(-1, *bare.shape).sum(dim=0)
+    input_factor = (solved / columns[:, None]).reshape(-1, *bare.shape).sum(dim=0)
     update = LowRankUpdate(residuals.T.float(), input_factor.float(), weight_layout)
     return ClosedForm(update, condition)
 
@@ -109,11 +109,21 @@ def _warn_ill_conditioned(requests: int, condition: float) -> None:
     )
 
 
+def _scales(
+    system: torch.Tensor, directions: torch.Tensor, keys: torch.Tensor, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales of the rows and columns of ``system [m, m]``, under which all keys count alike."""
+    if symmetric:
+        scale = system.diagonal().sqrt()
+        return scale, scale
+    return directions.norm(dim=1), keys.norm(dim=1)
+
+
 def _refuse_unusable(
-    directions: torch.Tensor, lengths: torch.Tensor, requests: int, first_request: int
+    rows: torch.Tensor, columns: torch.Tensor, requests: int, first_request: int
 ) -> None:
-    """Refuses keys that are zero or not finite, by ``directions [m, d_in]`` and lengths ``[m]``."""
-    usable = directions.isfinite().all(dim=1) & lengths.isfinite() & (lengths > 0)
+    """Refuses keys that are zero or not finite, by the scales ``[m]`` that they give."""
+    usable = rows.isfinite() & columns.isfinite() & (rows > 0) & (columns > 0)
     places = sorted({place % requests for place in (~usable).nonzero().squeeze(1).tolist()})
     if places:
         bad = ", ".join(str(first_request + place) for place in places)
