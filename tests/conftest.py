@@ -36,3 +36,12 @@ def demo_model():
         return load_model("demo", device="cpu")
     except MissingPackageError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def statistics_cache(tmp_path_factory):
+    """Statistics that the user has collected change what an editor does: tests have none."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("easyedit_fast.moments.statistics.cache_folder", lambda: folder)
+        yield folder

@@ -10,10 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from easyedit_fast.data import RequestList, RequestTokenizer, read_requests
+    from easyedit_fast.data import (
+        HubDataset,
+        RequestList,
+        RequestTokenizer,
+        TextFiles,
+        read_requests,
+    )
     from easyedit_fast.editor import Editor
     from easyedit_fast.edits import Edit
     from easyedit_fast.models.architectures import Architecture
+    from easyedit_fast.moments import collect_statistics
     from easyedit_fast.requests import EditRequest, Probe
     from easyedit_fast.results import EditResult
     from easyedit_fast.rome.hparams import ROMEHyperParams
@@ -25,11 +32,14 @@ _HOMES = {
     "EditRequest": "easyedit_fast.requests",
     "EditResult": "easyedit_fast.results",
     "Editor": "easyedit_fast.editor",
+    "HubDataset": "easyedit_fast.data",
     "Probe": "easyedit_fast.requests",
     "ROMEHyperParams": "easyedit_fast.rome.hparams",
     "RequestList": "easyedit_fast.data",
     "RequestTokenizer": "easyedit_fast.data",
+    "TextFiles": "easyedit_fast.data",
     "__version__": "easyedit_fast.version",
+    "collect_statistics": "easyedit_fast.moments",
     "read_requests": "easyedit_fast.data",
 }
 
@@ -39,11 +49,14 @@ __all__ = [
     "EditRequest",
     "EditResult",
     "Editor",
+    "HubDataset",
     "Probe",
     "ROMEHyperParams",
     "RequestList",
     "RequestTokenizer",
+    "TextFiles",
     "__version__",
+    "collect_statistics",
     "read_requests",
 ]
 

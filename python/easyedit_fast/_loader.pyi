@@ -72,6 +72,29 @@ class Tokenizer:
         add_special_tokens: bool = True,
     ) -> Batch: ...
 
+@final
+class Corpus:
+    def __new__(
+        cls,
+        paths: Sequence[str | os.PathLike[str]],
+        tokenizer: Tokenizer,
+        *,
+        block_length: int,
+        rows: int,
+        field: str = "text",
+    ) -> Corpus: ...
+    def __iter__(self) -> Corpus: ...
+    def __next__(self) -> NDArray[np.int64]: ...
+
+@final
+class Packer:
+    def __new__(cls, tokenizer: Tokenizer, *, block_length: int) -> Packer: ...
+    @property
+    def full_blocks(self) -> int: ...
+    def push(self, texts: Sequence[str]) -> None: ...
+    def take(self, rows: int) -> NDArray[np.int64] | None: ...
+    def take_rest(self) -> NDArray[np.int64] | None: ...
+
 def read_records(
     path: str | os.PathLike[str],
     *,

@@ -19,12 +19,13 @@ LEVELS = (
     {"methods"},
     {"editor"},
     {"cli", "easyeditor", "serving"},
+    {"__main__"},
 )
 # Type annotations alone, below TYPE_CHECKING: the ledger of a model records edits.
 FOR_TYPES = {("ledger", "edits")}
 NATIVE_DOORS = {"_loader": "data", "_kernels": "kernels/native.py"}
 # Everything that a plain `pip install easyedit-fast` does not bring.
-OPTIONAL = {"gguf", "matplotlib", "peft", "tensorboard"}
+OPTIONAL = {"datasets", "gguf", "matplotlib", "peft", "tensorboard"}
 
 
 def level(unit):

@@ -53,7 +53,7 @@ def class_members(cls):
             members[name] = "property"
         elif name == "__new__":
             members[name] = signature(cls)
-        elif not name.startswith("_"):
+        elif name in ("__iter__", "__next__") or not name.startswith("_"):
             members[name] = signature(value)
     return members
 
@@ -62,7 +62,11 @@ def signature(function):
     parameters = inspect.signature(function).parameters.values()
     kinds = inspect.Parameter
     names = [p.name for p in parameters if p.kind == kinds.POSITIONAL_OR_KEYWORD]
-    keywords = [(p.name, p.default) for p in parameters if p.kind == kinds.KEYWORD_ONLY]
+    keywords = [
+        (p.name, None if p.default is p.empty else p.default)
+        for p in parameters
+        if p.kind == kinds.KEYWORD_ONLY
+    ]
     others = [
         p for p in parameters if p.kind not in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
     ]

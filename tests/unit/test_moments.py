@@ -163,7 +163,7 @@ def test_when_statistics_are_used(
     hparams = resolve_rome_hparams(
         {"layers": [1], "stats_dir": str(tmp_path), **given}, tiny_model()
     )
-    found = LayerStatistics.resolve(hparams, "org/tiny", [(1, MODULE, SIZE)])
+    found = LayerStatistics.resolve(hparams, "org/tiny", "", [(1, MODULE, SIZE)])
     assert (found.factor(1, torch.device("cpu")) is not None) is used
 
 
@@ -173,9 +173,11 @@ def test_statistics_that_are_asked_for_must_be_there_and_fit(tmp_path: Path) -> 
         {"layers": [1], "mom2_adjustment": True, "stats_dir": str(tmp_path)}, model
     )
     with pytest.raises(HparamsError, match=r"layer 1 has no statistics .* second_moment=FILE"):
-        LayerStatistics.resolve(asked, "tiny", [(1, MODULE, SIZE)])
+        LayerStatistics.resolve(asked, "tiny", "", [(1, MODULE, SIZE)])
     file = write(tmp_path / "{}.npz".format("1"))
     fits = resolve_rome_hparams({"layers": [1], "second_moment": str(tmp_path / "{}.npz")}, model)
-    assert LayerStatistics.resolve(fits, "tiny", [(1, MODULE, SIZE)]).moments[1].source == str(file)
+    assert LayerStatistics.resolve(fits, "tiny", "", [(1, MODULE, SIZE)]).moments[1].source == str(
+        file
+    )
     with pytest.raises(DataFileError, match="belongs to another model or layer"):
-        LayerStatistics.resolve(fits, "tiny", [(1, MODULE, SIZE + 1)])
+        LayerStatistics.resolve(fits, "tiny", "", [(1, MODULE, SIZE + 1)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from easyedit_fast.cli import apply, demo, doctor, edit, export
+from easyedit_fast.cli import apply, demo, doctor, edit, export, stats
 from easyedit_fast.cli.output import show_warnings_as_lines
 
 app = typer.Typer(
@@ -24,5 +24,6 @@ def _prepare() -> None:
 app.command("edit")(edit.edit)
 app.command("apply")(apply.apply)
 app.command("export")(export.export)
+app.command("stats")(stats.stats)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

@@ -139,10 +139,7 @@ def _requests(
 def _overrides(layers: str | None, second_moment: Path | None) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     if layers is not None:
-        try:
-            overrides["layers"] = [int(layer) for layer in layers.split(",")]
-        except ValueError:
-            raise typer.BadParameter(f"--layers {layers!r} is no list of numbers") from None
+        overrides["layers"] = options.layer_numbers(layers)
     if second_moment is not None:
         overrides["second_moment"] = str(second_moment)
         overrides["mom2_adjustment"] = True

@@ -23,3 +23,21 @@ Dtype = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")
 ]
+
+
+def layer_numbers(text: str, depth: int | None = None) -> list[int]:
+    """Layers as a user writes them: ``5``, ``4,5``, ``0-11``, or ``all`` where `depth` is known.
+
+    Raises:
+        typer.BadParameter: It is none of these.
+    """
+    if text == "all" and depth is not None:
+        return list(range(depth))
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise typer.BadParameter(f"--layers {text!r} is no list of numbers") from None
+    return numbers

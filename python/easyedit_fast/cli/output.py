@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -68,6 +71,33 @@ def print_timings(timings: Mapping[str, float]) -> None:
     rows = [[name, f"{seconds:.2f}"] for name, seconds in timings.items()]
     rows.append(["total", f"{sum(timings.values()):.2f}"])
     print_table("Time", ["phase", "seconds"], rows)
+
+
+@contextlib.contextmanager
+def token_progress(description: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with tokens a second and the time left; gives ``update(done, total)``."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} / {task.total:,.0f} tokens"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+    with bar:
+        task = bar.add_task(description, total=None, rate="", visible=False)
+        start: tuple[int, float] | None = None
+
+        def update(done: int, total: int) -> None:
+            nonlocal start
+            # A resumed run begins somewhere; only what it does itself counts as speed.
+            start = start or (done, time.perf_counter())
+            tokens, seconds = done - start[0], time.perf_counter() - start[1]
+            rate = f"{tokens / seconds:,.0f} tokens/s" if tokens else ""
+            bar.update(task, completed=done, total=total, rate=rate, visible=True)
+
+        yield update
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:

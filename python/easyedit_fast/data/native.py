@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from easyedit_fast.errors import NativeModuleError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from easyedit_fast import _loader
 
 _DISTRIBUTION = "easyedit-fast"
@@ -79,6 +82,29 @@ def open_tokenizer(json: str, *, split_special_tokens: bool) -> _loader.Tokenize
     from easyedit_fast import _loader
 
     return _loader.Tokenizer(json, split_special_tokens=split_special_tokens)
+
+
+def open_corpus(
+    paths: Sequence[Path],
+    tokenizer: _loader.Tokenizer,
+    *,
+    block_length: int,
+    rows: int,
+    field: str,
+) -> _loader.Corpus:
+    """Opens files of texts; see `easyedit_fast.data.corpus.TextFiles`."""
+    _require()
+    from easyedit_fast import _loader
+
+    return _loader.Corpus(paths, tokenizer, block_length=block_length, rows=rows, field=field)
+
+
+def open_packer(tokenizer: _loader.Tokenizer, *, block_length: int) -> _loader.Packer:
+    """Makes a packer of texts; see `easyedit_fast.data.corpus.HubDataset`."""
+    _require()
+    from easyedit_fast import _loader
+
+    return _loader.Packer(tokenizer, block_length=block_length)
 
 
 def _require() -> None:

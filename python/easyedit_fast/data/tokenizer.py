@@ -48,6 +48,7 @@ class RequestTokenizer:
 
     Attributes:
         pad_id: Id of the pads.
+        native: The tokenizer of the Rust module.
     """
 
     def __init__(self, json: str, *, pad_id: int, split_special_tokens: bool = False) -> None:
@@ -65,7 +66,7 @@ class RequestTokenizer:
             NativeModuleError: The Rust module cannot be used.
         """
         self.pad_id = pad_id
-        self._native = native.open_tokenizer(json, split_special_tokens=split_special_tokens)
+        self.native = native.open_tokenizer(json, split_special_tokens=split_special_tokens)
 
     @classmethod
     def from_transformers(cls, tokenizer: PreTrainedTokenizerBase) -> RequestTokenizer:
@@ -101,7 +102,7 @@ class RequestTokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
-        return self._native.vocab_size
+        return self.native.vocab_size
 
     def encode(
         self,
@@ -129,7 +130,7 @@ class RequestTokenizer:
                 Unicode; it names the row.
             ValueError: A wrong number of spans, an unknown side, or a batch beyond all bounds.
         """
-        batch = self._native.encode(
+        batch = self.native.encode(
             texts,
             subject_spans=subject_spans,
             target_spans=target_spans,

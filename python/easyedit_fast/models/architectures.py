@@ -336,6 +336,13 @@ def edited_module(model: nn.Module, architecture: Architecture, layer: int) -> n
     return projection
 
 
+def key_size(model: nn.Module, architecture: Architecture, layer: int) -> int:
+    """d_in of a layer's MLP output projection, the size of its keys; raises as `edited_module`."""
+    weight = edited_module(model, architecture, layer).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[1 if architecture.weight_layout == "out_in" else 0]
+
+
 def edited_weight(model: nn.Module, architecture: Architecture, layer: int) -> nn.Parameter:
     """The weight of the MLP output projection of a layer.
 

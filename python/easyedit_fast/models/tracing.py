@@ -69,6 +69,27 @@ def watch_call(module: nn.Module, watch: Callable[[Tensor, Tensor], None]) -> It
 
 
 @contextlib.contextmanager
+def watch_input(
+    module: nn.Module, watch: Callable[[Tensor], None], *, stop: bool = False
+) -> Iterator[None]:
+    """Calls ``watch(input)`` before each call of a module of one input.
+
+    With `stop` the forward pass ends there, and the body is left silently.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        watch(args[0])
+        if stop:
+            raise _StopForwardError
+
+    with (
+        contextlib.suppress(_StopForwardError),
+        _removed(module.register_forward_pre_hook(hook)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def edit_output(module: nn.Module, edit: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
     """Replaces the output of a module of one input by ``edit(input, output)``."""
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydantic.dataclasses
 import torch
 
 from easyedit_fast.errors import DataFileError, MissingFileError
+from easyedit_fast.files import replacing
 from easyedit_fast.moments.second_moment import SecondMoment
 
 logger = logging.getLogger(__name__)
 
 _SUM_KEY = "mom2.mom2"
 _COUNT_KEY = "mom2.count"
+_ORIGIN_KEY = "easyedit_fast"
+_ORIGIN_FORMAT = 1
 # What zipfile and numpy raise over bytes that are not as written.
 _DAMAGE = (
     OSError,
@@ -28,6 +35,80 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True))
+class Origin:
+    """Where statistics came from: all that they depend on.
+
+    Attributes:
+        model_fingerprint: Of the model (`models.fingerprint`).
+        model_name: Its name or path, for people.
+        module: The module whose input was looked at.
+        corpus: Name and identity of the corpus.
+        tokens: Tokens that were looked at.
+        budget: Tokens that were asked for.
+        block_length: Tokens that were read as one text.
+        dtype: Of the model's weights.
+        version: Of this package.
+    """
+
+    model_fingerprint: str
+    model_name: str
+    module: str
+    corpus: dict[str, Any]
+    tokens: int
+    budget: int
+    block_length: int
+    dtype: str
+    version: str
+
+
+def statistics_path(
+    root: str | Path, model_name: str, module_name: str, dataset: str, dtype: str, samples: int
+) -> Path:
+    """The place of a layer's statistics in EasyEdit's layout."""
+    folder = Path(root) / model_name / f"{dataset}_stats"
+    return folder / f"{module_name}_{dtype}_mom2_{samples}.npz"
+
+
+def write_second_moment(path: Path, moment: SecondMoment, origin: Origin, samples: int) -> None:
+    """Writes statistics as ROME and EasyEdit read them, whole or not at all.
+
+    Beside their keys the file holds `origin` as JSON (bytes, under ``easyedit_fast``). The sum is
+    float64, whatever the file's name says: that is EasyEdit's key.
+    """
+    header = json.dumps({"format": _ORIGIN_FORMAT, **dataclasses.asdict(origin)})
+    arrays: dict[str, Any] = {
+        "mom2.constructor": "util.runningstats.SecondMoment()",
+        _COUNT_KEY: moment.count,
+        _SUM_KEY: (moment.matrix * moment.count).numpy(),
+        "sample_size": samples,
+        _ORIGIN_KEY: np.frombuffer(header.encode(), dtype=np.uint8),
+    }
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_origin(path: Path) -> Origin | None:
+    """Where a file's statistics came from; None for a file of ROME or EasyEdit.
+
+    Raises:
+        DataFileError: The file is damaged.
+    """
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            if _ORIGIN_KEY not in file.files:
+                return None
+            values = json.loads(bytes(file[_ORIGIN_KEY]))
+        known = values.pop("format") == _ORIGIN_FORMAT
+        origin = Origin(**values)
+    except (*_DAMAGE, AttributeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataFileError(f"{path} is damaged ({reason}); collect or copy it again") from None
+    if not known:
+        raise DataFileError(f"{path} was written by another version; update the package")
+    return origin
 
 
 def read_second_moment(path: str | Path) -> SecondMoment:
@@ -73,11 +154,10 @@ def find_statistics(
     """
     names = dict.fromkeys([model_name.rstrip("/").split("/")[-1], model_name.replace("/", "_")])
     for name in names:
-        folder = Path(stats_dir) / name / f"{dataset}_stats"
-        exact = folder / f"{module_name}_{dtype}_mom2_{samples}.npz"
+        exact = statistics_path(stats_dir, name, module_name, dataset, dtype, samples)
         if exact.is_file():
             return exact
-        capped = list(folder.glob(f"{module_name}_{dtype}_mom2_t*_{samples}.npz"))
+        capped = list(exact.parent.glob(f"{module_name}_{dtype}_mom2_t*_{samples}.npz"))
         if capped:
             return _largest_cap(capped)
     return None

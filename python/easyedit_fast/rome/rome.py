@@ -18,6 +18,7 @@ from easyedit_fast.models.architectures import (
     architecture_of,
     describe_architecture,
     edited_module,
+    key_size,
 )
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.tail import Tail
@@ -98,11 +99,16 @@ class Rome:
         self._templates: tuple[str, list[str]] | None = None
         self._layers = sorted(self.hparams.layers)
         modules = [
-            (layer, self.architecture.projection_name(layer), self._key_size(layer))
+            (
+                layer,
+                self.architecture.projection_name(layer),
+                key_size(model, self.architecture, layer),
+            )
             for layer in self._layers
         ]
         name = str(getattr(model, "name_or_path", ""))
-        self._statistics = LayerStatistics.resolve(self.hparams, name, modules)
+        fingerprint = model_fingerprint(model, self.architecture)
+        self._statistics = LayerStatistics.resolve(self.hparams, name, fingerprint, modules)
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on beside the requests, as plain JSON values."""
@@ -270,11 +276,6 @@ class Rome:
             )
             self._templates = fingerprint, made
         return list(self._templates[1])
-
-    def _key_size(self, layer: int) -> int:
-        weight = edited_module(self._model, self.architecture, layer).weight
-        assert isinstance(weight, Tensor)
-        return weight.shape[1 if self.architecture.weight_layout == "out_in" else 0]
 
 
 def _architecture(model: PreTrainedModel, hparams: ROMEHyperParams) -> Architecture:

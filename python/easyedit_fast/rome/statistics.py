@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,7 +13,9 @@ from easyedit_fast.errors import DataFileError, HparamsError
 from easyedit_fast.moments import (
     SecondMoment,
     SecondMomentFactor,
+    find_collected,
     find_statistics,
+    read_origin,
     read_second_moment,
 )
 from easyedit_fast.rome.hparams import ROMEHyperParams
@@ -33,7 +36,11 @@ class LayerStatistics:
 
     @classmethod
     def resolve(
-        cls, hparams: ROMEHyperParams, model_name: str, modules: Sequence[tuple[int, str, int]]
+        cls,
+        hparams: ROMEHyperParams,
+        model_name: str,
+        fingerprint: str,
+        modules: Sequence[tuple[int, str, int]],
     ) -> LayerStatistics:
         """Reads the statistics that the hyperparameters ask for, or that are at hand.
 
@@ -41,12 +48,14 @@ class LayerStatistics:
             hparams: ``mom2_adjustment`` (None: where statistics of every layer are at hand),
                 ``second_moment`` and EasyEdit's ``stats_dir`` and ``mom2_*``.
             model_name: Name or path of the model.
+            fingerprint: Of the model.
             modules: Layer, name and d_in of each edited module.
 
         Raises:
             HparamsError: ``mom2_adjustment`` is true and a layer has no statistics, or one
                 ``second_moment`` is given for several layers.
-            DataFileError: A file is damaged, or of another size than the layer.
+            DataFileError: A file is damaged, of another size than the layer, or tells that it
+                belongs to another model or layer.
         """
         if hparams.mom2_adjustment is False:
             if hparams.second_moment is not None:
@@ -57,13 +66,16 @@ class LayerStatistics:
                 )
             return cls({})
         _refuse_one_for_all(hparams, len(modules))
-        paths = {layer: _path(hparams, model_name, layer, name) for layer, name, _ in modules}
+        paths = {
+            layer: _path(hparams, model_name, fingerprint, layer, name)
+            for layer, name, _ in modules
+        }
         missing = [layer for layer, path in paths.items() if path is None]
         if missing and hparams.mom2_adjustment:
             raise HparamsError(
                 f"mom2_adjustment is true, but layer {missing[0]} has no statistics in "
-                f"{hparams.stats_dir!r}; give second_moment=FILE.npz, or set mom2_adjustment to "
-                "false"
+                f"{hparams.stats_dir!r}; collect them (easyedit-fast stats), give "
+                "second_moment=FILE.npz, or set mom2_adjustment to false"
             )
         if missing:
             if len(missing) < len(paths):
@@ -75,7 +87,7 @@ class LayerStatistics:
             return cls({})
         return cls(
             {
-                layer: _of_size(read_second_moment(str(paths[layer])), name, size)
+                layer: _fitting(str(paths[layer]), fingerprint, name, size)
                 for layer, name, size in modules
             }
         )
@@ -98,7 +110,9 @@ def _refuse_one_for_all(hparams: ROMEHyperParams, layers: int) -> None:
         )
 
 
-def _path(hparams: ROMEHyperParams, model_name: str, layer: int, module_name: str) -> str | None:
+def _path(
+    hparams: ROMEHyperParams, model_name: str, fingerprint: str, layer: int, module_name: str
+) -> str | None:
     if hparams.second_moment is not None:
         return hparams.second_moment.replace("{}", str(layer))
     found = find_statistics(
@@ -109,10 +123,22 @@ def _path(hparams: ROMEHyperParams, model_name: str, layer: int, module_name: st
         hparams.mom2_dtype,
         hparams.mom2_n_samples,
     )
+    found = found or find_collected(fingerprint, module_name)
     return None if found is None else str(found)
 
 
-def _of_size(moment: SecondMoment, module_name: str, size: int) -> SecondMoment:
+def _fitting(path: str, fingerprint: str, module_name: str, size: int) -> SecondMoment:
+    """The second moment in a file, if it is that of the model's module."""
+    moment = read_second_moment(path)
+    origin = read_origin(Path(path))
+    if origin is not None and origin.model_fingerprint != fingerprint:
+        raise DataFileError(
+            f"{path} was collected on another model ({origin.model_name}); collect it on this one"
+        )
+    if origin is not None and origin.module != module_name:
+        raise DataFileError(
+            f"{path} was collected for {origin.module}, not for {module_name}; give that one's"
+        )
     if len(moment.matrix) != size:
         raise DataFileError(
             f"{moment.source} is {len(moment.matrix)} × {len(moment.matrix)}, and the keys of "

@@ -56,6 +56,33 @@ impl RequestTokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// The special tokens that the tokenizer puts before a text, such as BOS.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where it cannot tokenise at all.
+    pub fn prefix(&self) -> Result<Vec<i64>> {
+        let encoding = self
+            .inner
+            .encode_fast("a", true)
+            .map_err(|error| Error::Tokenizer(format!("the tokenizer cannot be used: {error}")))?;
+        let special = encoding.get_special_tokens_mask().iter();
+        Ok(encoding
+            .get_ids()
+            .iter()
+            .zip(special)
+            .take_while(|&(_, &special)| special == 1)
+            .map(|(&id, _)| i64::from(id))
+            .collect())
+    }
+
+    /// The tokens of a text, without special tokens of the tokenizer's own, or why there are none.
+    pub(crate) fn ids(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
+        self.inner
+            .encode_fast(text, false)
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| format!("the text cannot be tokenised: {error}"))
+    }
+
     /// Tokenises the texts and pads them into a batch.
     ///
     /// A token belongs to a span where the characters that it stands for overlap it. The

@@ -1,6 +1,7 @@
 //! The loader as the Python module `easyedit_fast._loader`: registration only.
 
 mod batch;
+mod corpus;
 mod errors;
 mod gil;
 mod reader;
@@ -9,11 +10,13 @@ mod tokenizer;
 
 use pyo3::prelude::*;
 
-/// Reads edit requests and tokenises them. Private: use `easyedit_fast.data`.
+/// Reads edit requests and corpora and tokenises them. Private: use `easyedit_fast.data`.
 #[pymodule]
 fn _loader(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<batch::Batch>()?;
+    module.add_class::<corpus::Corpus>()?;
+    module.add_class::<corpus::Packer>()?;
     module.add_class::<reader::ReadResult>()?;
     module.add_class::<record::Record>()?;
     module.add_class::<tokenizer::Tokenizer>()?;

@@ -1,5 +1,7 @@
 //! A model's tokenizer.
 
+use std::sync::Arc;
+
 use easyedit_fast_core::batch::PaddingSide;
 use easyedit_fast_core::error::{Error, RecordError};
 use easyedit_fast_core::tokenize::{EncodeOptions, RequestTokenizer, Span};
@@ -14,7 +16,13 @@ use crate::gil::without_gil;
 /// The tokenizer that a `tokenizer.json` describes.
 #[pyclass(frozen, module = "easyedit_fast._loader")]
 pub(crate) struct Tokenizer {
-    inner: RequestTokenizer,
+    inner: Arc<RequestTokenizer>,
+}
+
+impl Tokenizer {
+    pub(crate) fn share(&self) -> Arc<RequestTokenizer> {
+        Arc::clone(&self.inner)
+    }
 }
 
 fn row_error(py: Python<'_>, record: usize, field: Option<&str>, reason: String) -> PyErr {
@@ -27,7 +35,7 @@ fn row_error(py: Python<'_>, record: usize, field: Option<&str>, reason: String)
 }
 
 /// The texts as UTF-8, without copying those that are UTF-8 already.
-fn utf8(texts: Vec<Bound<'_, PyAny>>) -> PyResult<Vec<PyBackedStr>> {
+pub(crate) fn utf8(texts: Vec<Bound<'_, PyAny>>) -> PyResult<Vec<PyBackedStr>> {
     let text_of = |(row, text): (usize, Bound<'_, PyAny>)| {
         text.extract::<PyBackedStr>().map_err(|error| {
             let py = text.py();
@@ -73,7 +81,9 @@ impl Tokenizer {
         without_gil(py, || {
             RequestTokenizer::from_json(json, split_special_tokens)
         })
-        .map(|inner| Self { inner })
+        .map(|inner| Self {
+            inner: Arc::new(inner),
+        })
         .map_err(|error| python_error(py, &error, None))
     }
 

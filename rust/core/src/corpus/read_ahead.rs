@@ -1,0 +1,55 @@
+//! An iterator that runs ahead of its user, in a thread of its own.
+
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::{Builder, JoinHandle};
+
+use crate::error::{Error, Result};
+
+/// The items of an iterator, some of them made before they are asked for.
+///
+/// The thread ends with the iterator, and soon after this is dropped.
+pub struct ReadAhead<T> {
+    items: Receiver<T>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<T: Send + 'static> ReadAhead<T> {
+    /// Starts the thread; it makes at most `depth` items ahead, and one more that waits.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the system gives no thread.
+    pub fn start(iterator: impl Iterator<Item = T> + Send + 'static, depth: usize) -> Result<Self> {
+        let (sender, items) = sync_channel(depth);
+        let thread = Builder::new()
+            .name("read-ahead".to_owned())
+            .spawn(move || {
+                for item in iterator {
+                    // The other end is gone: nobody wants more.
+                    if sender.send(item).is_err() {
+                        break;
+                    }
+                }
+            })
+            .map_err(|error| Error::Argument(format!("cannot start a thread: {error}")))?;
+        Ok(Self {
+            items,
+            thread: Some(thread),
+        })
+    }
+
+    /// Waits for the next item.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the thread has died of a panic, so that items are missing.
+    pub fn next_item(&mut self) -> Result<Option<T>> {
+        if let Ok(item) = self.items.recv() {
+            return Ok(Some(item));
+        }
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Err(_)) => Err(Error::Argument(
+                "the thread that reads ahead has died; its message is above".to_owned(),
+            )),
+            _ => Ok(None),
+        }
+    }
+}

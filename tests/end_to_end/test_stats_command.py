@@ -1,0 +1,141 @@
+"""``easyedit-fast stats`` on the real model; the slow ones kill it and split it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyedit_fast.moments import read_second_moment
+
+LINE = "The river runs past the old town, and nobody knows how deep it is.\n"
+JOB = """
+import sys
+from easyedit_fast.data import TextFiles
+from easyedit_fast.models.loading import load_model
+from easyedit_fast.moments import collect, collect_statistics
+
+collect._CHUNK_TOKENS = 1024
+model, tokenizer = load_model("demo", device="cpu")
+text, folder = sys.argv[1:]
+collect_statistics(
+    model, tokenizer, TextFiles.of(text), [2, 5], tokens=24 * 1024, block_length=256,
+    folder=folder, checkpoint_seconds=0,
+)
+"""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "river.txt"
+    path.write_text("".join(f"{number}. {LINE}" for number in range(2000)))
+    return path
+
+
+def test_statistics_are_collected_and_told(run: Any, text: Path, tmp_path: Path) -> None:
+    arguments = ("stats", "--model", "demo", "--text", text, text, "--layers", "1-2",
+                 "--tokens", "1024", "--out", tmp_path)  # fmt: skip
+    code, out, err = run(*arguments, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert [row["layer"] for row in report["statistics"]] == [1, 2]
+    for row in report["statistics"]:
+        assert read_second_moment(row["file"]).count == row["tokens"] == 1024
+    code, out, err = run(*arguments)
+    assert code == 0
+    assert "Second moments" in out
+    code, out, err = run("edit", "--prompt", "The Eiffel Tower is in", "--subject", "Eiffel Tower",
+                         "--target", "Rome", "--second-moment", report["statistics"][1]["file"],
+                         "--layers", "1")  # fmt: skip
+    assert (code, out) == (2, "")
+    assert "was collected for model.layers.2.mlp.down_proj" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give text files"),
+        (["--text", "nowhere.txt"], "there is no text file 'nowhere.txt'"),
+        (["--text", "TEXT", "--dataset", "wikitext"], "give text files"),
+        (["--text", "TEXT", "--layers", "x"], "no list of numbers"),
+        (["--text", "TEXT", "--layers", "77"], "77"),
+        (["--text", "TEXT", "--block-length", "1"], "block-length"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run: Any, text: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    given = [str(text) if part == "TEXT" else part for part in arguments]
+    code, out, err = run("stats", "--out", tmp_path / "out", *given)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+@contextlib.contextmanager
+def job(text: Path, folder: Path, *launcher: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The job in a process of its own, which has ended when this ends."""
+    script, log = text.with_name("job.py"), text.with_name("job.log")
+    script.write_text(JOB)
+    command = [*(launcher or (sys.executable,)), str(script), str(text), str(folder)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("w") as errors, subprocess.Popen(command, env=environment, stderr=errors) as run:
+        yield run
+    assert run.returncode in (0, -signal.SIGKILL), log.read_text()
+
+
+def compare(one: Path, other: Path, *, tolerance: float = 0.0) -> None:
+    """Holds the statistics of two folders, two files each, to each other."""
+    pairs = list(zip(sorted(one.rglob("*.npz")), sorted(other.rglob("*.npz")), strict=True))
+    assert len(pairs) == 2
+    for first, second in pairs:
+        wanted, got = (read_second_moment(path).matrix for path in (first, second))
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_loses_nothing(
+    text: Path, tmp_path: Path, demo_model: Any
+) -> None:
+    start = time.monotonic()
+    with job(text, tmp_path / "whole"):
+        pass
+    seconds = time.monotonic() - start
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        with job(text, tmp_path / "killed") as run:
+            try:
+                run.wait(rng.uniform(0.2, 0.9) * seconds)
+            except subprocess.TimeoutExpired:
+                run.kill()
+        kills += run.returncode != 0
+        if run.returncode == 0:
+            compare(tmp_path / "whole", tmp_path / "killed")
+            for path in (tmp_path / "killed").rglob("*.npz"):
+                path.unlink()
+    with job(text, tmp_path / "killed"):
+        pass
+    compare(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_sums_of_one(text: Path, tmp_path: Path, demo_model: Any) -> None:
+    options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    accelerate = Path(sys.executable).with_name("accelerate")
+    launch = (str(accelerate), "launch", *options.split(), "--main_process_port", "29511")
+    with job(text, tmp_path / "one"):
+        pass
+    with job(text, tmp_path / "two", *launch):
+        pass
+    compare(tmp_path / "one", tmp_path / "two", tolerance=1e-14)
+    assert not list(tmp_path.rglob("*.checkpoint"))
