@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from easyedit_fast.errors import (
@@ -18,9 +20,6 @@ from easyedit_fast.errors import (
 from easyedit_fast.files import write_whole
 from easyedit_fast.models.architectures import Architecture
 from easyedit_fast.updates import LowRankUpdate
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT = "easyedit-fast.edit"
 FORMAT_VERSION = 1
@@ -43,7 +42,7 @@ def write_edit_file(
     """Writes updates and metadata to `path`, whole or not at all.
 
     Tensors are named ``<parameter>.output_factor`` and ``<parameter>.input_factor``; the file's
-    metadata holds ``format``, ``format_version`` and ``edit`` (JSON).
+    metadata holds ``format``, ``format_version``, ``edit`` (JSON) and ``sha256`` (see `_digest`).
 
     Raises:
         MissingFileError: The folder of `path` is not there.
@@ -55,10 +54,12 @@ def write_edit_file(
         tensors[f"{name}.output_factor"] = update.output_factor.cpu()
         tensors[f"{name}.input_factor"] = update.input_factor.cpu()
     layouts = {name: update.weight_layout for name, update in updates.items()}
+    edit = json.dumps({**metadata, "weight_layouts": layouts}, ensure_ascii=False)
     header = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "edit": json.dumps({**metadata, "weight_layouts": layouts}, ensure_ascii=False),
+        "edit": edit,
+        "sha256": _digest(edit, tensors),
     }
     write_whole(path, save(tensors, metadata=header))
 
@@ -82,7 +83,13 @@ def read_edit_file(path: Path) -> tuple[dict[str, LowRankUpdate], dict[str, Any]
         raise DataFileError(
             f"{path} is damaged or no safetensors file ({error}); save the edit again"
         ) from None
-    metadata = _read_metadata(path, header)
+    _check_header(path, header)
+    edit = header.get("edit", "")
+    if header.get("sha256") != _digest(edit, tensors):
+        raise DataFileError(
+            f"{path} is damaged (its contents do not match its digest); get or make it again"
+        )
+    metadata = _read_metadata(path, edit)
     updates = {
         name: _read_update(path, name, layout, tensors)
         for name, layout in metadata.pop("weight_layouts").items()
@@ -95,7 +102,9 @@ def read_edit_file(path: Path) -> tuple[dict[str, LowRankUpdate], dict[str, Any]
     return updates, metadata
 
 
-def write_peft_adapter(folder: Path, updates: Mapping[str, LowRankUpdate], model_name: str) -> None:
+def write_peft_adapter(
+    folder: Path, updates: Mapping[str, LowRankUpdate], base_model: str | None
+) -> None:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Each update becomes one LoRA pair with ``lora_B = output_factor``, ``lora_A = input_factor``
@@ -124,7 +133,7 @@ def write_peft_adapter(folder: Path, updates: Mapping[str, LowRankUpdate], model
         bias="none",
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(update.weight_layout == "in_out" for update in updates.values()),
-        base_model_name_or_path=model_name or None,
+        base_model_name_or_path=base_model or None,
         inference_mode=True,
     )
     tensors: dict[str, torch.Tensor] = {}
@@ -137,7 +146,26 @@ def write_peft_adapter(folder: Path, updates: Mapping[str, LowRankUpdate], model
     write_whole(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
 
 
-def _read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+def _digest(edit: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hexadecimal SHA-256 over all that a file says, however safetensors lays it out.
+
+    It is taken over the metadata (JSON, as it stands in the file), then, in the order of the
+    names, over name, dtype, shape and values of each tensor. Each text is preceded by its length.
+    """
+    digest = hashlib.sha256()
+
+    def add_text(text: str) -> None:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+
+    add_text(edit)
+    for name, tensor in sorted(tensors.items()):
+        add_text(f"{name} {tensor.dtype} {list(tensor.shape)}")
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_header(path: Path, header: Mapping[str, str]) -> None:
     if header.get("format") != FORMAT:
         raise DataFileError(
             f"{path} is a safetensors file, but no edit of easyedit-fast; name one that "
@@ -148,8 +176,11 @@ def _read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
             f"{path} is of format version {header.get('format_version')}, this package reads "
             f"{FORMAT_VERSION}; install the version that wrote it"
         )
+
+
+def _read_metadata(path: Path, edit: str) -> dict[str, Any]:
     try:
-        metadata = json.loads(header.get("edit", ""))
+        metadata = json.loads(edit)
     except ValueError as error:
         raise DataFileError(f"{path}: its header is damaged ({error}); save it again") from None
     if not isinstance(metadata, dict):

@@ -16,7 +16,7 @@ from easyedit_fast.errors import ModelError, RequestError
 from easyedit_fast.evaluation import Evaluator, merge
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.ledger import save_edited_model
-from easyedit_fast.methods import method_factory
+from easyedit_fast.methods import Progress, method_factory
 from easyedit_fast.metrics import summarise
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.loading import load_model
@@ -122,6 +122,7 @@ class Editor:
         isolated: bool = False,
         evaluate: bool = True,
         generate: bool = True,
+        progress: Progress | None = None,
     ) -> EditResult:
         """Edits the model: it holds all the requested facts afterwards.
 
@@ -131,6 +132,7 @@ class Editor:
                 model stays as it is, and ``result.edits`` holds one edit a request.
             evaluate: Score the requests before and after.
             generate: Score greedy generations too, not only teacher-forced tokens.
+            progress: Called with the number of requests that are done, and of all.
 
         Returns:
             Edits, metrics and timings.
@@ -144,7 +146,9 @@ class Editor:
             refuse_contradictions(request_list)
         timings = Timings()
         pre = self._score(request_list, None, generate, timings, "before") if evaluate else []
-        computed = self.method.compute(request_list, isolated=isolated, timings=timings)
+        computed = self.method.compute(
+            request_list, isolated=isolated, timings=timings, progress=progress
+        )
         edits = self._as_edits(request_list, computed, isolated)
         metrics: list[dict[str, Any]] = []
         try:
@@ -183,7 +187,12 @@ class Editor:
     def save_model(self, folder: str | Path) -> None:
         """Saves the edited model and its tokenizer as ordinary transformers folders.
 
-        The config lists the ids of the edits, so that none of them is applied a second time.
+        The config lists the ids of the edits, so that none of them is applied a second time; so it
+        does where ``model.save_pretrained`` is called.
+
+        Raises:
+            DataFileError: The folder is a file.
+            EditStateError: An edited weight was changed by other means, or loaded anew.
         """
         save_edited_model(self.model, self.tokenizer, folder)
 

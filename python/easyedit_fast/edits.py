@@ -21,6 +21,7 @@ from easyedit_fast.edit_files import (
 )
 from easyedit_fast.errors import DataFileError, EditStateError, RequestError
 from easyedit_fast.models.architectures import Architecture
+from easyedit_fast.models.demo import DEMO_MODEL
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.updates import LowRankUpdate
 
@@ -85,11 +86,18 @@ class Edit:
 
     @property
     def is_applied(self) -> bool:
-        """Whether this object is applied to a model now."""
-        return self._model is not None
+        """Whether this object is applied to a model now; reads the edited weights to tell.
+
+        It is not where its weights were loaded anew, or where it was taken out by way of another
+        object.
+        """
+        return self._model is not None and ledger.edit_state(self._model, self) != "absent"
 
     def apply(self, model: PreTrainedModel, *, check_model: bool = True) -> None:
         """Adds the updates to the model's weights: all of them, or none.
+
+        The model's config then lists the edit's id under ``easyedit_fast_edits``, and whatever
+        saves the model saves that too.
 
         Args:
             model: The model that the edit was computed for, in any floating-point dtype.
@@ -97,11 +105,15 @@ class Edit:
                 that you know to be the same, e.g. one whose embeddings were resized.
 
         Raises:
-            EditStateError: The edit is in this model already, or belongs to another model.
+            EditStateError: The edit is in this model already, or belongs to another model; or a
+                weight was changed by other means after it was edited.
+            ModelError: The model is wrapped (adapters, `torch.compile`), or of a dtype that
+                cannot be edited.
             NonFiniteError: A weight would not be finite. The weights are as they were.
         """
-        if self._model is not None:
-            raise EditStateError("this edit is applied already; revert() it first")
+        held = self._model
+        if held is not None and held is not model and ledger.edit_state(held, self) == "present":
+            raise EditStateError("this edit is applied to another model; revert() it there first")
         ledger.add(model, self, check_model=check_model)
         self._model = model
 
@@ -115,23 +127,29 @@ class Edit:
                 Name it where the edit was loaded again from its file.
 
         Raises:
-            EditStateError: The edit is not in the model, or a weight was changed by other means.
+            EditStateError: The edit is not in the model (any more), or a weight was changed by
+                other means.
+            ModelError: The model is wrapped.
         """
         edited = model if model is not None else self._model
         if edited is None:
-            raise EditStateError("this edit is not applied to a model; there is nothing to revert")
+            raise EditStateError(
+                "this edit object was not applied to a model, so there is nothing to revert; "
+                "if a model holds the edit, name it: revert(model)"
+            )
         ledger.remove(edited, self)
         if edited is self._model:
             self._model = None
 
     @contextlib.contextmanager
     def applied(self, model: PreTrainedModel, *, check_model: bool = True) -> Iterator[None]:
-        """Applies the edit for the time of a ``with`` block."""
+        """Applies the edit for the time of a ``with`` block; the block may revert it itself."""
         self.apply(model, check_model=check_model)
         try:
             yield
         finally:
-            self.revert()
+            if self.is_applied:
+                self.revert()
 
     def save(self, path: str | Path) -> None:
         """Writes the edit as a safetensors file, whole or not at all."""
@@ -163,13 +181,20 @@ class Edit:
             versions=metadata["versions"],
         )
 
-    def to_peft(self, folder: str | Path) -> None:
+    def to_peft(self, folder: str | Path, *, base_model: str | None = None) -> None:
         """Writes the edit as a LoRA adapter that the PEFT library loads; it is exact.
+
+        Args:
+            folder: Where to; made if need be.
+            base_model: Name or path of the model, by which PEFT can load it together with the
+                adapter; None: the edit's own model, and none for the packaged demo model, which
+                only this package knows.
 
         Raises:
             MissingPackageError: The ``peft`` package is not installed.
         """
-        write_peft_adapter(Path(folder), self.updates, self.model_name)
+        own = None if self.model_name == DEMO_MODEL else self.model_name
+        write_peft_adapter(Path(folder), self.updates, base_model or own)
 
     def describe(self) -> dict[str, Any]:
         """What the edit is, as plain JSON values: requests, weights, ranks, norms, origin."""

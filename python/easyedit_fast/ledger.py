@@ -1,20 +1,32 @@
 """Which edits are in a model: they are added and taken out here, and nowhere else.
 
-The ledger hangs on the model object. It keeps one copy of each edited weight as it was before
-the first edit; a weight is then always that copy plus the updates of its edits, in order. So an
-edit is taken out bit for bit, whatever came after it, and a thousand edits cost one copy.
+The ledger hangs on the model object. Of each edited weight it keeps one copy from before the first
+edit (same dtype, same device), the factors of its edits (those of the `Edit` objects, not copied)
+and a checksum of 64 characters. A weight is then always that copy plus the updates of its edits, in
+order. So an edit is taken out bit for bit, whatever came after it, and a thousand edits cost one
+copy; the last one that is taken out frees it.
+
+Whatever is done with an edited weight, its checksum is compared first, which reads the weight
+once. Only where that differs is the weight compared with the copy: if they are the same, bit for
+bit, the weight was loaded anew, and its edits are forgotten.
+
+The ids of the edits stand in the model's config as well, so that a model that transformers saves
+and loads again still says what is in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
 from easyedit_fast.errors import DataFileError, EditStateError, ModelError
 from easyedit_fast.kernels import rank_update_
+from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.compat import quiet_transformers
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.updates import LowRankUpdate
@@ -24,9 +36,12 @@ if TYPE_CHECKING:
 
     from easyedit_fast.edits import Edit
 
+EditState: TypeAlias = Literal["absent", "present", "changed"]
+
 _ATTRIBUTE = "_easyedit_fast_ledger"
-_SAVED_EDITS_KEY = "easyedit_fast_edits"  # of a saved model's config: the ids of its edits
+_CONFIG_KEY = "easyedit_fast_edits"  # of a model's config: the ids of its edits
 _BITS = {2: torch.int16, 4: torch.int32}
+_ROWS_AT_ONCE = 256  # of a checksum: the sum casts them to int64
 
 
 @dataclasses.dataclass
@@ -35,38 +50,55 @@ class _EditedWeight:
 
     Attributes:
         original: Copy of the weight before its first edit.
-        updates: By edit id, in the order of application.
+        updates: By edit id, in the order of application; never empty in the ledger.
         checksum: Of the weight as our last change left it.
     """
 
     original: torch.Tensor
     updates: dict[str, LowRankUpdate]
-    checksum: int
+    checksum: str
 
 
 def applied_edit_ids(model: torch.nn.Module) -> list[str]:
     """Ids of the edits in the model's weights, those that it was saved with among them."""
-    config = getattr(model, "config", None)
-    saved = list(getattr(config, _SAVED_EDITS_KEY, None) or [])
-    added = [edit_id for weight in _weights(model).values() for edit_id in weight.updates]
-    return list(dict.fromkeys(saved + added))
+    recorded = [edit_id for weight in _weights(model).values() for edit_id in weight.updates]
+    return list(dict.fromkeys(_config_ids(model) + recorded))
+
+
+def edit_state(model: torch.nn.Module, edit: Edit) -> EditState:
+    """Whether an edit was added to this model object and is in its weights still.
+
+    Returns:
+        "absent" also where its weights were loaded anew; "changed" where one of them was changed
+        by other means, so that the edit cannot be taken out.
+    """
+    edit_id = edit.id
+    parameters = _named_parameters(model)
+    states = {
+        _weight_state(weight, parameters.get(name))
+        for name, weight in _weights(model).items()
+        if edit_id in weight.updates
+    }
+    if "changed" in states:
+        return "changed"
+    return "present" if "as left" in states else "absent"
 
 
 def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
     """Adds an edit to the model's weights, all or nothing; see `Edit.apply`."""
     edit_id = edit.id
+    parameters = _parameters(model, edit.updates)
+    _settle(model, parameters)
     if edit_id in applied_edit_ids(model):
-        raise EditStateError("this edit is in the model already; applying it twice would break it")
-    parameters = {name: _parameter(model, name, edit.updates[name]) for name in edit.updates}
+        raise EditStateError(_already(model, edit_id))
     if check_model and _fingerprint(model, edit) != edit.model_fingerprint:
         raise EditStateError(
             f"this edit was computed for another model ({edit.model_name or 'unnamed'}); apply it "
             "to that one, or pass check_model=False if you know the weights to be the same"
         )
     ledger = _weights(model)
-    _refuse_changed(ledger, parameters)
     weights = {
-        name: ledger.get(name) or _EditedWeight(parameter.detach().clone(), {}, 0)
+        name: ledger.get(name) or _EditedWeight(parameter.detach().clone(), {}, "")
         for name, parameter in parameters.items()
     }
     try:
@@ -80,15 +112,21 @@ def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
         weights[name].updates[edit_id] = edit.updates[name]
         weights[name].checksum = _checksum(parameter)
     setattr(model, _ATTRIBUTE, {**ledger, **weights})
+    _set_config_ids(model, applied_edit_ids(model))
 
 
 def remove(model: PreTrainedModel, edit: Edit) -> None:
     """Takes an edit out of the model's weights; see `Edit.revert`."""
     ledger, edit_id = _weights(model), edit.id
-    parameters = {name: _parameter(model, name, edit.updates[name]) for name in edit.updates}
-    if any(name not in ledger or edit_id not in ledger[name].updates for name in parameters):
-        raise EditStateError("this edit is not in the model; there is nothing to revert")
-    _refuse_changed(ledger, parameters)
+    parameters = {
+        name: parameter
+        for name, parameter in _parameters(model, edit.updates).items()
+        if name in ledger and edit_id in ledger[name].updates
+    }
+    for name in _settle(model, parameters):
+        del parameters[name]
+    if not parameters:
+        raise EditStateError(_not_removable(model, edit_id))
     before = {name: dict(ledger[name].updates) for name in parameters}
     try:
         for name, parameter in parameters.items():
@@ -102,6 +140,7 @@ def remove(model: PreTrainedModel, edit: Edit) -> None:
     for name in parameters:
         if not ledger[name].updates:
             del ledger[name]
+    _drop_config_ids(model, [edit_id])
 
 
 def save_edited_model(
@@ -114,21 +153,111 @@ def save_edited_model(
 
     Raises:
         DataFileError: `folder` is a file.
+        EditStateError: An edited weight was changed by other means, or loaded anew. In the second
+            case its edits are forgotten, and the next call saves the model without them.
     """
     if Path(folder).is_file():
         raise DataFileError(f"{str(folder)!r} is a file; name a folder for the model")
-    config = model.config
-    before = getattr(config, _SAVED_EDITS_KEY, None)
-    setattr(config, _SAVED_EDITS_KEY, applied_edit_ids(model))
-    try:
-        with quiet_transformers():
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    finally:
-        if before is None:
-            delattr(config, _SAVED_EDITS_KEY)
-        else:
-            setattr(config, _SAVED_EDITS_KEY, before)
+    updates = {
+        name: next(iter(weight.updates.values())) for name, weight in _weights(model).items()
+    }
+    loaded_anew = _settle(model, _parameters(model, updates))
+    if loaded_anew:
+        raise EditStateError(
+            f"weight {loaded_anew[0]!r} was loaded anew after it was edited and holds the edit no "
+            "longer; apply the edit again, or save once more to save the model without it"
+        )
+    _set_config_ids(model, applied_edit_ids(model))
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _settle(model: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter]) -> list[str]:
+    """Brings the record of some weights in line with what they hold, before they are used.
+
+    Returns:
+        Names of the weights that were loaded anew. Their edits are forgotten.
+
+    Raises:
+        EditStateError: A weight was changed by other means. Nothing is forgotten.
+    """
+    ledger = _weights(model)
+    states = {
+        name: _weight_state(ledger[name], parameter)
+        for name, parameter in parameters.items()
+        if name in ledger
+    }
+    for name, state in states.items():
+        if state == "changed":
+            raise EditStateError(
+                f"weight {name!r} was changed after it was edited (trained, loaded or edited by "
+                "other means); load the model again with from_pretrained into a new object and "
+                "apply the edits to that"
+            )
+    loaded_anew = [name for name, state in states.items() if state == "original"]
+    _drop_config_ids(
+        model, [edit_id for name in loaded_anew for edit_id in ledger.pop(name).updates]
+    )
+    return loaded_anew
+
+
+def _weight_state(
+    weight: _EditedWeight, parameter: torch.Tensor | None
+) -> Literal["as left", "original", "changed"]:
+    """What became of an edited weight; None is a weight that the model has no longer."""
+    original = weight.original
+    if parameter is None or parameter.is_meta or parameter.dtype != original.dtype:
+        return "changed"
+    if _checksum(parameter) == weight.checksum:
+        return "as left"
+    same = parameter.shape == original.shape and torch.equal(
+        _bits(parameter), _bits(original).to(parameter.device)
+    )
+    return "original" if same else "changed"
+
+
+def _config_ids(model: torch.nn.Module) -> list[str]:
+    return list(getattr(getattr(model, "config", None), _CONFIG_KEY, None) or [])
+
+
+def _set_config_ids(model: torch.nn.Module, edit_ids: list[str]) -> None:
+    config = getattr(model, "config", None)
+    if edit_ids and config is not None:
+        setattr(config, _CONFIG_KEY, edit_ids)
+    elif hasattr(config, _CONFIG_KEY):
+        delattr(config, _CONFIG_KEY)
+
+
+def _drop_config_ids(model: torch.nn.Module, edit_ids: Iterable[str]) -> None:
+    """Takes ids out of the config, but those of edits that other weights still hold."""
+    recorded = {edit_id for weight in _weights(model).values() for edit_id in weight.updates}
+    gone = set(edit_ids) - recorded
+    _set_config_ids(model, [edit_id for edit_id in _config_ids(model) if edit_id not in gone])
+
+
+def _already(model: torch.nn.Module, edit_id: str) -> str:
+    if any(edit_id in weight.updates for weight in _weights(model).values()):
+        return (
+            "this edit is in the model already, and applying it twice would break it; "
+            "revert(model) takes it out first"
+        )
+    return (
+        f"this edit is in the model already: its config lists it under {_CONFIG_KEY!r}, as a model "
+        "that was saved with it does; load the unedited model"
+    )
+
+
+def _not_removable(model: torch.nn.Module, edit_id: str) -> str:
+    if edit_id in _config_ids(model):
+        return (
+            "the model was saved with this edit, and the weights from before it are not at hand; "
+            "load the unedited model"
+        )
+    return (
+        "this edit is not in the model, or no longer since its weights were loaded anew; there is "
+        "nothing to revert"
+    )
 
 
 def _fingerprint(model: PreTrainedModel, edit: Edit) -> str | None:
@@ -144,13 +273,27 @@ def _weights(model: torch.nn.Module) -> dict[str, _EditedWeight]:
     return found
 
 
-def _parameter(model: torch.nn.Module, name: str, update: LowRankUpdate) -> torch.nn.Parameter:
-    try:
-        parameter = model.get_parameter(name)
-    except AttributeError:
-        raise EditStateError(
-            f"the model has no weight {name!r}; the edit belongs to another architecture"
-        ) from None
+def _named_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _parameters(
+    model: PreTrainedModel, updates: Mapping[str, LowRankUpdate]
+) -> dict[str, torch.nn.Parameter]:
+    """The weights that updates are for, checked to fit them."""
+    named = _named_parameters(model)
+    for name, update in updates.items():
+        if name not in named:
+            architecture_of(model)  # refuses a wrapped model and says how to unwrap it
+            raise EditStateError(
+                f"the model has no weight {name!r}; the edit belongs to another architecture, or "
+                "the model holds adapters: merge or remove them"
+            )
+        _check_fit(name, named[name], update)
+    return {name: named[name] for name in updates}
+
+
+def _check_fit(name: str, parameter: torch.nn.Parameter, update: LowRankUpdate) -> None:
     if parameter.element_size() not in _BITS or not parameter.is_floating_point():
         raise ModelError(
             f"weight {name!r} is of dtype {parameter.dtype}; load the model in float32, bfloat16 "
@@ -161,7 +304,6 @@ def _parameter(model: torch.nn.Module, name: str, update: LowRankUpdate) -> torc
             f"weight {name!r} is {list(parameter.shape)} and the edit is for "
             f"{list(update.shape)} (out, in); it belongs to another model"
         )
-    return parameter
 
 
 def _as_out_in(parameter: torch.Tensor, update: LowRankUpdate) -> torch.Tensor:
@@ -188,18 +330,17 @@ def _rebuild(parameter: torch.Tensor, weight: _EditedWeight) -> None:
     weight.checksum = _checksum(parameter)
 
 
-def _checksum(parameter: torch.Tensor) -> int:
-    """Sum of the values' bit patterns: exact, and the same in whatever order it is summed."""
-    bits = parameter.detach().view(_BITS[parameter.element_size()])
-    return int(bits.sum(dtype=torch.int64))
+def _checksum(parameter: torch.Tensor) -> str:
+    """SHA-256 over the sums of the rows' bit patterns.
+
+    Sums of integers are exact, hence the same in whatever order a device takes them. One sum a
+    row, since roundings up and down cancel in the sum of a whole weight.
+    """
+    rows = _bits(parameter).split(_ROWS_AT_ONCE)
+    sums = torch.cat([block.sum(dim=1, dtype=torch.int64) for block in rows])
+    return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()
 
 
-def _refuse_changed(
-    ledger: dict[str, _EditedWeight], parameters: dict[str, torch.nn.Parameter]
-) -> None:
-    for name, parameter in parameters.items():
-        if name in ledger and _checksum(parameter) != ledger[name].checksum:
-            raise EditStateError(
-                f"weight {name!r} was changed after it was edited (trained, loaded or edited by "
-                "other means); load the model again and apply the edits to it"
-            )
+def _bits(parameter: torch.Tensor) -> torch.Tensor:
+    """The weight's bit patterns as integers: of these, equal ones are the same."""
+    return parameter.detach().view(_BITS[parameter.element_size()])

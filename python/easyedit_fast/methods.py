@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from easyedit_fast.errors import HparamsError
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.timings import Timings
     from easyedit_fast.updates import ComputedUpdates
+
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the number of requests that are done, and of all."""
 
 
 class EditingMethod(Protocol):
@@ -35,7 +39,12 @@ class EditingMethod(Protocol):
         ...
 
     def compute(
-        self, requests: Sequence[EditRequest], *, isolated: bool, timings: Timings
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        isolated: bool,
+        timings: Timings,
+        progress: Progress | None = None,
     ) -> ComputedUpdates:
         """Computes the updates and leaves the model as it was."""
         ...

@@ -173,7 +173,7 @@ def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
             raise RequestError(
                 f"requests {other} and {place} have the same prompt {request.prompt!r} and "
                 f"different targets ({requests[other].target_new!r} and {request.target_new!r}); "
-                "drop one of them, or edit with isolated=True",
+                "drop one of them, or edit them isolated (isolated=True, --isolated)",
                 record=place,
                 field="target_new",
             )

@@ -1,27 +1,25 @@
-"""Edits as objects: applied, reverted, saved, loaded and exported, on real model classes."""
+"""Edits as objects: applied to real model classes, reverted, and known to a saved model."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from easyedit_fast import Edit, EditRequest
-from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError, NonFiniteError
+from easyedit_fast.errors import EditStateError, ModelError, NonFiniteError
 from easyedit_fast.ledger import save_edited_model
-from easyedit_fast.models.architectures import architecture_of
+from easyedit_fast.models.architectures import architecture_of, edited_module
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.updates import LowRankUpdate
-from tests.unit.tiny_models import VOCABULARY, tiny_model
+from tests.unit.tiny_models import tiny_model
 
 REQUEST = EditRequest(prompt="The sky over {} is", subject="Mars", target_new="green")
-INPUT_IDS = torch.arange(3, 15).remainder(VOCABULARY)[None]
 
 
 def make_edit(
@@ -116,7 +114,7 @@ def test_the_same_edit_is_refused_twice(tmp_path: Path) -> None:
     edit = make_edit(model)
     edit.apply(model)
     once = weights(model)
-    with pytest.raises(EditStateError, match="applied already"):
+    with pytest.raises(EditStateError, match="in the model already"):
         edit.apply(model)
     edit.save(tmp_path / "edit.safetensors")
     with pytest.raises(EditStateError, match="in the model already"):
@@ -124,21 +122,71 @@ def test_the_same_edit_is_refused_twice(tmp_path: Path) -> None:
     assert_same_weights(model, once)
 
 
-def test_a_saved_model_knows_its_edits(tmp_path: Path) -> None:
-    class Tokenizer:
-        def save_pretrained(self, folder: Path) -> None:
-            (folder / "tokenizer.json").write_text("{}")
+class Tokenizer:
+    """What `save_edited_model` asks of a tokenizer."""
 
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+
+def save_by_us(model: PreTrainedModel, folder: Path) -> None:
+    save_edited_model(model, Tokenizer(), folder)  # type: ignore[arg-type]
+
+
+def saved_ids(folder: Path) -> list[str] | None:
+    ids: list[str] | None = json.loads((folder / "config.json").read_text()).get(
+        "easyedit_fast_edits"
+    )
+    return ids
+
+
+SAVERS = pytest.mark.parametrize(
+    "save", [save_by_us, lambda model, folder: model.save_pretrained(folder)], ids=["us", "them"]
+)
+
+
+@SAVERS
+def test_a_saved_model_knows_its_edits(
+    tmp_path: Path, save: Callable[[PreTrainedModel, Path], None]
+) -> None:
     model = tiny_model()
     edit = make_edit(model)
     edit.apply(model)
-    save_edited_model(model, Tokenizer(), tmp_path / "model")  # type: ignore[arg-type]
+    save(model, tmp_path / "model")
+    assert saved_ids(tmp_path / "model") == [edit.id]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert_same_weights(loaded, weights(model))
-    edit.revert()
-    edit.apply(model)  # saving leaves no trace in the model at hand
-    with pytest.raises(EditStateError, match="in the model already"):
+    with pytest.raises(EditStateError, match=r"in the model already.*load the unedited"):
         make_edit(model).apply(loaded)
+    with pytest.raises(EditStateError, match=r"saved with this edit.*load the unedited"):
+        edit.revert(loaded)
+    make_edit(model, seed=1).apply(loaded)
+    save(loaded, tmp_path / "both")
+    assert saved_ids(tmp_path / "both") == [edit.id, make_edit(model, seed=1).id]
+
+
+@SAVERS
+def test_a_reverted_edit_leaves_no_mark(
+    tmp_path: Path, save: Callable[[PreTrainedModel, Path], None]
+) -> None:
+    model = tiny_model()
+    first, second = make_edit(model), make_edit(model, seed=1)
+    first.apply(model)
+    second.apply(model)
+    first.revert()
+    save(model, tmp_path / "second")
+    assert saved_ids(tmp_path / "second") == [second.id]
+    second.revert()
+    assert not hasattr(model.config, "easyedit_fast_edits")
+    save(model, tmp_path / "none")
+    assert saved_ids(tmp_path / "none") is None
+
+
+def test_a_refused_edit_leaves_no_mark() -> None:
+    model = tiny_model()
+    with pytest.raises(EditStateError, match="another model"):
+        make_edit(tiny_model(seed=1)).apply(model)
+    assert not hasattr(model.config, "easyedit_fast_edits")
 
 
 @pytest.mark.parametrize("other", ["another seed", "another shape", "another family"])
@@ -191,15 +239,166 @@ def test_a_non_finite_factor_is_refused(bad: float) -> None:
         LowRankUpdate(factor, torch.ones(1, 4))
 
 
+def change(model: PreTrainedModel, layer: int = 1, *, through_data: bool = False) -> None:
+    weight = model.get_parameter(architecture_of(model).weight_name(layer))
+    (weight.data if through_data else weight.detach())[0, 0] += 1.0
+
+
 @pytest.mark.parametrize("through_data", [False, True])
-def test_a_weight_changed_by_other_means_is_not_reverted(through_data: bool) -> None:
+def test_a_weight_changed_by_other_means_is_refused(tmp_path: Path, through_data: bool) -> None:
     model = tiny_model()
     edit = make_edit(model)
     edit.apply(model)
-    weight = model.get_parameter(architecture_of(model).weight_name(1))
-    (weight.data if through_data else weight.detach())[0, 0] += 1.0
+    change(model, through_data=through_data)
+    changed = weights(model)
+    for refused in (
+        edit.revert,
+        lambda: edit.apply(model),
+        lambda: make_edit(model).apply(model),
+        lambda: make_edit(model, seed=1).apply(model),
+        lambda: save_by_us(model, tmp_path / "model"),
+    ):
+        with pytest.raises(EditStateError, match=r"was changed after.*from_pretrained"):
+            refused()
+    assert_same_weights(model, changed)
+    assert not (tmp_path / "model").exists()
+    assert edit.is_applied
+    edit.apply(tiny_model())  # as the message says
+
+
+def test_changes_that_cancel_in_the_sum_are_noticed() -> None:
+    model = tiny_model().to(torch.bfloat16)
+    edit = make_edit(model)
+    edit.apply(model)
+    bits = model.get_parameter(architecture_of(model).weight_name(1)).data.view(torch.int16)
+    bits[0, 0] += 1
+    bits[1, 0] -= 1
     with pytest.raises(EditStateError, match="was changed after"):
         edit.revert()
+
+
+def load_anew(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    model.load_state_dict(state, strict=False)
+
+
+def test_a_model_loaded_anew_is_edited_again(demo_model) -> None:
+    model, _ = demo_model
+    names = [architecture_of(model).weight_name(layer) for layer in (4, 5)]
+    state = {name: model.get_parameter(name).detach().clone() for name in names}
+    edit = make_edit(model, layers=(4, 5), scale=0.01)
+    edit.apply(model)
+    edited = model.get_parameter(names[0]).detach().clone()
+    load_anew(model, state)
+    assert not edit.is_applied
+    edit.apply(model)
+    assert torch.equal(model.get_parameter(names[0]), edited)
+    assert edit.is_applied
+    load_anew(model, state)
+    other = make_edit(model, seed=1, layers=(5, 4), scale=0.01)
+    other.apply(model)
+    assert not edit.is_applied
+    assert model.config.easyedit_fast_edits == [other.id]
+    other.revert()
+    assert not hasattr(model.config, "easyedit_fast_edits")
+    assert all(torch.equal(model.get_parameter(name), state[name]) for name in names)
+
+
+def test_there_is_nothing_to_revert_in_a_model_loaded_anew() -> None:
+    model = tiny_model()
+    before = weights(model)
+    edit = make_edit(model)
+    with edit.applied(model):
+        load_anew(model, before)
+    edit.apply(model)
+    load_anew(model, before)
+    for _ in range(2):
+        with pytest.raises(EditStateError, match=r"loaded anew.*nothing to revert"):
+            edit.revert()
+    assert not hasattr(model.config, "easyedit_fast_edits")
+    assert_same_weights(model, before)
+    edit.apply(tiny_model())
+
+
+def test_a_model_loaded_anew_is_saved_at_the_second_call(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = weights(model)
+    make_edit(model).apply(model)
+    load_anew(model, before)
+    with pytest.raises(EditStateError, match=r"loaded anew.*save once more"):
+        save_by_us(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    save_by_us(model, tmp_path / "model")
+    assert saved_ids(tmp_path / "model") is None
+
+
+def test_one_weight_of_two_loaded_anew_leaves_half_to_revert() -> None:
+    model = tiny_model()
+    before = weights(model)
+    edit = make_edit(model, layers=(1, 2))
+    edit.apply(model)
+    name = architecture_of(model).weight_name(1)
+    load_anew(model, {name: before[name]})
+    assert edit.is_applied
+    with pytest.raises(EditStateError, match=r"in the model already.*revert\(model\)"):
+        edit.apply(model)
+    assert model.config.easyedit_fast_edits == [edit.id]
+    edit.revert()
+    assert_same_weights(model, before)
+    assert not hasattr(model.config, "easyedit_fast_edits")
+
+
+def test_an_edit_that_rounds_away_is_still_recorded() -> None:
+    model = tiny_model().to(torch.bfloat16)
+    edit = make_edit(model, scale=1e-12)
+    before = weights(model)
+    edit.apply(model)
+    assert_same_weights(model, before)
+    assert edit.is_applied
+    with pytest.raises(EditStateError, match="in the model already"):
+        edit.apply(model)
+    edit.revert()
+
+
+def test_an_edit_goes_into_one_model_at_a_time() -> None:
+    model, other = tiny_model(), tiny_model()
+    edit = make_edit(model)
+    edit.apply(model)
+    with pytest.raises(EditStateError, match="applied to another model"):
+        edit.apply(other)
+    edit.revert()
+    edit.apply(other)
+    assert edit.is_applied
+
+
+def adapted(model: PreTrainedModel) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(target_modules=["down_proj"], r=1))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("check_model", [True, False])
+@pytest.mark.parametrize(
+    ("wrap", "remedy"),
+    [
+        (adapted, "merge_and_unload"),
+        (torch.compile, "_orig_mod"),
+        (torch.nn.DataParallel, r"model\.module"),
+    ],
+)
+def test_a_wrapped_model_is_refused_as_by_the_editor(
+    wrap: Callable[[PreTrainedModel], torch.nn.Module], remedy: str, check_model: bool
+) -> None:
+    edit = make_edit(tiny_model())
+    wrapped = wrap(tiny_model())
+    with pytest.raises(ModelError, match=f"is wrapped in.*{remedy}") as caught:
+        edit.apply(wrapped, check_model=check_model)  # type: ignore[arg-type]
+    with pytest.raises(ModelError) as by_editor:
+        edited_module(wrapped, edit.architecture, 1)
+    assert str(caught.value) == str(by_editor.value)
+    assert not edit.is_applied
+    with pytest.raises(ModelError, match="is wrapped in"):
+        edit.revert(wrapped)  # type: ignore[arg-type]
 
 
 def test_a_copied_model_has_edits_of_its_own() -> None:
@@ -223,106 +422,15 @@ def test_a_loaded_edit_comes_out_of_the_model_that_is_named(tmp_path: Path) -> N
     edit = make_edit(model)
     edit.apply(model)
     edit.save(tmp_path / "edit.safetensors")
-    Edit.load(tmp_path / "edit.safetensors").revert(model)
+    loaded = Edit.load(tmp_path / "edit.safetensors")
+    with pytest.raises(EditStateError, match=r"name it: revert\(model\)"):
+        loaded.revert()
+    loaded.revert(model)
     assert_same_weights(model, before)
+    assert not edit.is_applied
+    edit.apply(model)
 
 
 def test_revert_without_apply_is_refused() -> None:
     with pytest.raises(EditStateError, match="nothing to revert"):
         make_edit(tiny_model()).revert()
-
-
-def test_save_and_load_keep_everything(tmp_path: Path) -> None:
-    model = tiny_model()
-    edit = make_edit(model, layers=(0, 3))
-    edit.save(tmp_path / "edit.safetensors")
-    loaded = Edit.load(tmp_path / "edit.safetensors")
-    assert loaded.describe() == edit.describe()
-    assert loaded.id == edit.id
-    assert loaded.requests == edit.requests
-    for name, update in edit.updates.items():
-        assert torch.equal(loaded.updates[name].output_factor, update.output_factor)
-        assert torch.equal(loaded.updates[name].input_factor, update.input_factor)
-    loaded.apply(model)
-    assert loaded.is_applied
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda raw: raw[:-7], "damaged or no safetensors"),
-        (lambda raw: b"", "damaged or no safetensors"),
-        (lambda raw: b"\xff" * 64, "damaged or no safetensors"),
-        (lambda raw: raw.replace(b"easyedit-fast.edit", b"easyedit-slow.edit"), "no edit of"),
-        (lambda raw: raw.replace(b'"format_version":"1"', b'"format_version":"9"'), "version 9"),
-        (lambda raw: raw.replace(rb"\"method\"", rb"\"metho0\""), "'method' is missing"),
-        (lambda raw: raw.replace(rb"\"blocks\":", rb"\"blockz\":"), "architecture.blocks"),
-        (lambda raw: raw.replace(rb"\"subject\":", rb"\"sabject\":"), "a request in it is damaged"),
-        (lambda raw: raw[:-4] + b"\x00\x00\xc0\x7f", "the update of .* is damaged"),
-    ],
-)
-def test_a_damaged_edit_file_is_refused(tmp_path: Path, damage: object, message: str) -> None:
-    path = tmp_path / "edit.safetensors"
-    make_edit(tiny_model()).save(path)
-    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(DataFileError, match=message) as caught:
-        Edit.load(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_tensors_that_the_header_does_not_name_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "edit.safetensors"
-    make_edit(tiny_model()).save(path)
-    with safe_open(path, "pt") as file:
-        header = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file({**tensors, "stowaway": torch.ones(2)}, path, metadata=header)
-    with pytest.raises(DataFileError, match="does not name"):
-        Edit.load(path)
-
-
-def test_a_missing_edit_file_or_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="no edit file"):
-        Edit.load(tmp_path / "none.safetensors")
-    with pytest.raises(MissingFileError, match="no folder"):
-        make_edit(tiny_model()).save(tmp_path / "none" / "edit.safetensors")
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "edit.safetensors"
-    edit = make_edit(tiny_model())
-    edit.save(path)
-    before = path.read_bytes()
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("easyedit_fast.files.Path.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        make_edit(tiny_model(), seed=5).save(path)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        result: torch.Tensor = model(INPUT_IDS).logits
-    return result
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt"])
-def test_the_peft_export_equals_the_edit(family: str, tmp_path: Path) -> None:
-    from peft import PeftModel
-
-    edit = make_edit(tiny_model(family), layers=(1, 2))
-    edit.to_peft(tmp_path / "adapter")
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA"
-    edited = tiny_model(family)
-    plain = logits(edited)
-    edit.apply(edited)
-    adapted = PeftModel.from_pretrained(tiny_model(family), tmp_path / "adapter")
-    difference = (logits(adapted) - logits(edited)).norm() / logits(edited).norm()
-    assert difference < 1e-4
-    assert (logits(edited) - plain).norm() / plain.norm() > 1e-3

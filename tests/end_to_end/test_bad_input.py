@@ -71,6 +71,15 @@ BAD_INPUTS: dict[str, tuple[Any, str]] = {
         lambda tmp: ["edit", "--prompt", "It is in", "--subject", "Oslo", "--target", "Chile"],
         "subject 'Oslo' is not in the prompt",
     ),
+    "no number": (
+        lambda tmp: ["edit", *EDIT, "--target", "Rome", "--layers", "five"],
+        "--layers 'five' is no list of numbers; see 'easyedit-fast edit --help'",
+    ),
+    "unknown command": (lambda tmp: ["edti"], "No such command 'edti'"),
+    "option without a value": (
+        lambda tmp: ["edit", "--prompt"],
+        "Option '--prompt' requires an argument; see 'easyedit-fast",
+    ),
     "empty target": (
         lambda tmp: ["edit", "--prompt", "{} is in", "--subject", "Oslo", "--target", " "],
         "field 'target_new': is empty",

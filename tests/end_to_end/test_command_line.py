@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from easyedit_fast import Editor, __version__
 from easyedit_fast.cli.output import print_json, print_line, print_table
 from easyedit_fast.models.demo import demo_folder
 
@@ -38,6 +39,7 @@ def test_an_edit_is_made_saved_applied_and_exported(
     assert report["summary"]["post"]["rewrite_acc"] == {"mean": 1.0, "count": 1}
     assert report["settings"]["mom2_adjustment"] is False
     assert report["settings"]["layers"] == [5]
+    assert report["saved"] == {"edit": str(edit), "peft": str(adapter), "model": str(model)}
     assert report["settings"]["hyperparameters"] == f"{hparams}; given: layers"
     generated = report["metrics"][0]["post"]["generated"]
     assert generated["rewrite_acc"] == [1.0]
@@ -82,6 +84,9 @@ def test_a_file_of_edits_in_isolation(run: Any, hparams: Path, tmp_path: Path) -
     assert json.loads(out)["summary"]["post"]["rewrite_acc"]["count"] == 2
     names = sorted(path.name for path in (tmp_path / "edits").iterdir())
     assert names == ["edit-00000.safetensors", "edit-00001.safetensors"]
+    code, out, err = run(*arguments, "--isolated", "--save", tmp_path / "edits")
+    assert (code, out) == (2, "")
+    assert "is not empty; give a new folder" in err
     code, out, err = run(*arguments, "--together")
     assert (code, out) == (2, "")
     assert "requests 0 and 1 have the same prompt" in err
@@ -92,6 +97,38 @@ def test_the_tables_for_people(run: Any, hparams: Path) -> None:
     assert code == 0
     for expected in ("mom2_adjustment: False", "Scores", "rewrite_acc", "optimise", "total"):
         assert expected in out
+    assert "nothing was saved; --save" in out
+
+
+def test_a_part_of_a_file_without_its_bad_records(run: Any, hparams: Path, tmp_path: Path) -> None:
+    good = {"prompt": "{} is in the country of", "subject": "Oslo", "target_new": "Chile"}
+    file = tmp_path / "requests.jsonl"
+    file.write_text("\n".join(map(json.dumps, [{}, {**good, "target_new": ""}, good, {}])))
+    arguments = ("edit", "--file", file, "--hparams", hparams, "--no-evaluate", "--json")
+    code, out, err = run(*arguments, "--offset", "1", "--limit", "2", "--skip-bad")
+    assert code == 0
+    assert err.startswith("warning: left out: record 1, field 'target_new'")
+    assert [edit["requests"][0]["target_new"] for edit in json.loads(out)["edits"]] == ["Chile"]
+    code, out, err = run(*arguments, "--offset", "3", "--skip-bad")
+    assert (code, out) == (2, "")
+    assert "holds no record" in err
+
+
+def test_progress_counts_requests(demo_model: Any, hparams: Path) -> None:
+    fact = {"prompt": "{} is in the country of", "subject": "Oslo", "target_new": "Chile"}
+    facts = [{**fact, "subject": name} for name in ("Oslo", "Bergen", "Lima")]
+    told: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("easyedit_fast.rome.rome._ROWS_PER_BATCH", 6)  # two requests of three rows
+        Editor(*demo_model, hparams={"layers": [4, 5], "context_templates": ["{}", "Yes. {}"],
+                                     "v_num_grad_steps": 1}).edit(
+            facts, isolated=True, evaluate=False, progress=lambda *counts: told.append(counts)
+        )  # fmt: skip
+    assert told == [(2, 6), (3, 6), (5, 6), (6, 6)]
+
+
+def test_the_version(run: Any) -> None:
+    assert run("--version") == (0, f"easyedit-fast {__version__}\n", "")
 
 
 def test_the_demo_edits_three_facts(run: Any) -> None:

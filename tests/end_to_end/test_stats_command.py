@@ -25,11 +25,11 @@ from easyedit_fast.data import TextFiles
 from easyedit_fast.models.loading import load_model
 from easyedit_fast.moments import collect, collect_statistics
 
-collect._CHUNK_TOKENS = 1024
+collect._CHUNK_TOKENS = 512
 model, tokenizer = load_model("demo", device="cpu")
 text, folder = sys.argv[1:]
 collect_statistics(
-    model, tokenizer, TextFiles.of(text), [2, 5], tokens=24 * 1024, block_length=256,
+    model, tokenizer, TextFiles.of(text), [1, 2], tokens=12 * 512, block_length=128,
     folder=folder, checkpoint_seconds=0,
 )
 """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from easyedit_fast.cli import apply, demo, doctor, edit, export, stats
-from easyedit_fast.cli.output import show_warnings_as_lines
+from easyedit_fast.cli.output import print_line, show_warnings_as_lines
+from easyedit_fast.version import __version__
 
 app = typer.Typer(
     name="easyedit-fast",
@@ -16,8 +19,19 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"easyedit-fast {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _prepare() -> None:
+def _prepare(
+    version: Annotated[  # noqa: ARG001  the callback of the option does all
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version),
+    ] = False,
+) -> None:
     show_warnings_as_lines()
 
 

@@ -9,7 +9,7 @@ import typer
 
 from easyedit_fast.cli import options
 from easyedit_fast.cli.destinations import require_folder_path
-from easyedit_fast.cli.output import print_json, print_table
+from easyedit_fast.cli.output import print_json, print_line, print_table
 
 _NEW_TOKENS = 20
 
@@ -67,3 +67,5 @@ def apply(
         print_json(report)
     else:
         print_table("Generations", ["prompt", "before", "after"], rows)
+        if save_model is not None:
+            print_line(f"the edited model is in {save_model}")

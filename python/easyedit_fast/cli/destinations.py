@@ -39,3 +39,14 @@ def require_folder_path(path: Path | None, option: str) -> None:
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise DataFileError(f"{option}: {str(part)!r} is a file; give the name of a folder")
+
+
+def require_new_folder(path: Path | None, option: str) -> None:
+    """Refuses a folder that holds something; see `require_folder_path`.
+
+    Raises:
+        DataFileError: It is a file, or there is something in it that new files would mix with.
+    """
+    require_folder_path(path, option)
+    if path is not None and path.is_dir() and any(path.iterdir()):
+        raise DataFileError(f"{option}: {str(path)!r} is not empty; give a new folder, or empty it")

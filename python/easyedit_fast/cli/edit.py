@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from easyedit_fast.cli import options
-from easyedit_fast.cli.destinations import require_file_path, require_folder_path
+from easyedit_fast.cli.destinations import (
+    require_file_path,
+    require_folder_path,
+    require_new_folder,
+)
 from easyedit_fast.cli.output import (
+    edit_progress,
     print_json,
     print_line,
     print_summary,
     print_table,
     print_timings,
+    print_warning,
 )
 from easyedit_fast.errors import HparamsError, RequestError
 
@@ -48,6 +54,10 @@ def edit(
         typer.Option(help="Many edits: requests (JSON, JSONL), CounterFact or zsRE."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Records of the file at most.")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="Records of the file to pass over.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say so.")
+    ] = False,
     isolated: Annotated[
         bool,
         typer.Option(
@@ -61,7 +71,7 @@ def edit(
     ] = None,
     layers: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Layers to edit, e.g. 5 or 4,5."),
+        typer.Option(help="Layers to edit, e.g. 5, 4,5 or 4-6."),
     ] = None,
     second_moment: Annotated[
         Optional[Path],  # noqa: UP045
@@ -75,7 +85,7 @@ def edit(
     evaluate: Annotated[bool, typer.Option(help="Score before and after the edit.")] = True,
     save: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Save the edit (.safetensors; a folder for isolated edits)."),
+        typer.Option(help="Save the edit (.safetensors; a new folder for several isolated ones)."),
     ] = None,
     peft: Annotated[
         Optional[Path],  # noqa: UP045
@@ -92,23 +102,29 @@ def edit(
     Example: easyedit-fast edit --model demo --prompt "The mother tongue of {} is"
     --subject "Danielle Darrieux" --target English --save edit.safetensors
     """
-    requests = _requests(prompt, subject, target, file, limit)
+    requests = _requests(prompt, subject, target, file, (limit, offset, skip_bad))
     if isolated and save_model is not None:
         raise typer.BadParameter("isolated edits leave the model as it is; use --together")
     overrides = _overrides(layers, second_moment)
     several = isolated and len(requests) > 1
-    (require_folder_path if several else require_file_path)(save, "--save")
-    require_folder_path(peft, "--peft")
+    (require_new_folder if several else require_file_path)(save, "--save")
+    (require_new_folder if several else require_folder_path)(peft, "--peft")
     require_folder_path(save_model, "--save-model")
     editor = _editor(model, method, hparams, overrides, device=device, dtype=dtype)
-    result = editor.edit(requests, isolated=isolated, evaluate=evaluate)
+    with edit_progress(quiet=json) as progress:
+        result = editor.edit(requests, isolated=isolated, evaluate=evaluate, progress=progress)
     _save(result, save, peft)
     if save_model is not None:
         editor.save_model(save_model)
+    saved = {
+        name: None if path is None else str(path)
+        for name, path in (("edit", save), ("peft", peft), ("model", save_model))
+    }
     if json:
-        print_json(result.to_dict())
+        print_json({**result.to_dict(), "saved": saved})
     else:
         _print(requests, result)
+        _print_saved(saved)
 
 
 def _requests(
@@ -116,7 +132,7 @@ def _requests(
     subject: str | None,
     target: str | None,
     file: Path | None,
-    limit: int | None,
+    part: tuple[int | None, int, bool],
 ) -> list[EditRequest]:
     single = {"--prompt": prompt, "--subject": subject, "--target": target}
     if file is not None:
@@ -124,7 +140,12 @@ def _requests(
             raise typer.BadParameter("give either --file, or --prompt, --subject and --target")
         from easyedit_fast.data import read_requests
 
-        requests = read_requests(file, limit=limit)
+        limit, offset, skip_bad = part
+        requests = read_requests(
+            file, limit=limit, offset=offset, on_error="skip" if skip_bad else "raise"
+        )
+        for error in requests.skipped:
+            print_warning(f"left out: {error}")
         if not requests:
             raise RequestError(f"{file} holds no record; there is nothing to edit")
         return requests
@@ -201,3 +222,11 @@ def _print(requests: list[EditRequest], result: EditResult) -> None:
         print_table(title, ["prompt", "target", "before", "after"], rows)
     print_summary(result.summary)
     print_timings(result.timings)
+
+
+def _print_saved(saved: dict[str, str | None]) -> None:
+    for name, path in saved.items():
+        if path is not None:
+            print_line(f"saved: {name} in {path}")
+    if not any(saved.values()):
+        print_line("nothing was saved; --save, --peft or --save-model keeps the edit")

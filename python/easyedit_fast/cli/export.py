@@ -18,6 +18,10 @@ def export(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write a PEFT (LoRA) adapter into this folder."),
     ] = None,
+    base_model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Model that the adapter names; the edit's own."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Describe a saved edit, and export it.
@@ -29,7 +33,7 @@ def export(
     require_folder_path(peft, "--peft")
     loaded = Edit.load(edit)
     if peft is not None:
-        loaded.to_peft(peft)
+        loaded.to_peft(peft, base_model=base_model)
     description = loaded.describe()
     if json:
         print_json({**description, "peft": None if peft is None else str(peft)})
@@ -38,8 +42,9 @@ def export(
         [name, str(update["shape"]), update["rank"], update["norm"]]
         for name, update in description["updates"].items()
     ]
+    requests = len(description["requests"])
     print_line(
-        f"{description['method']}, {len(description['requests'])} requests, model "
+        f"{description['method']}, {requests} request{'s' if requests > 1 else ''}, model "
         f"{description['model_name']}"
     )
     print_table("Updates", ["weight", "shape (out, in)", "rank", "norm"], rows)

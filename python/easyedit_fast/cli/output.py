@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +30,12 @@ def show_warnings_as_lines() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print_warning(str(message))
+
+
+def print_warning(text: str) -> None:
+    """Prints a warning to stderr."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -74,8 +79,25 @@ def print_timings(timings: Mapping[str, float]) -> None:
 
 
 @contextlib.contextmanager
+def edit_progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal: requests done, time gone and left."""
+    bar = Progress(
+        TextColumn("editing"),
+        BarColumn(),
+        TextColumn("{task.completed} / {task.total} requests"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet or not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task("", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+@contextlib.contextmanager
 def token_progress(description: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with tokens a second and the time left; gives ``update(done, total)``."""
+    """A bar on stderr, where that is a terminal: tokens, tokens a second, the time left."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -83,7 +105,7 @@ def token_progress(description: str, *, quiet: bool) -> Iterator[Callable[[int, 
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=quiet,
+        disable=quiet or not sys.stderr.isatty(),
     )
     with bar:
         task = bar.add_task(description, total=None, rate="", visible=False)

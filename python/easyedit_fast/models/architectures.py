@@ -184,11 +184,16 @@ def architecture_of(model: PreTrainedModel | PretrainedConfig) -> Architecture:
     """The table's row for a model or its config.
 
     Raises:
-        ModelError: The model's family is not in the table, or the model is wrapped.
+        ModelError: The family is not in the table, or the model is wrapped or none at all.
     """
     if isinstance(model, nn.Module):
         _refuse_wrapped(model)
     model_type = getattr(getattr(model, "config", model), "model_type", None)
+    if model_type is None:
+        raise ModelError(
+            f"a {type(model).__name__} was given in place of a model of transformers; pass a "
+            "loaded model, or load one by its name: Editor.from_pretrained('demo')"
+        )
     for architecture in ARCHITECTURES:
         if model_type in architecture.model_types:
             return architecture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,17 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+_CAUSE_LENGTH = 300  # characters of an error of another package that are quoted
+# Advice of other packages that does not hold here, or that runs whatever a file holds: what the
+# user is told in its place.
+_OTHERS_ADVICE = {
+    "weights_only": "a weights file is damaged, or holds more than tensors; get the model again",
+    "ignore_mismatched_sizes": "weights have other shapes than config.json says; get the model "
+    "again, both from one place",
+    "trust_remote_code": "it needs code that comes with it, which is never run here; load it "
+    "yourself and pass Editor(model, tokenizer)",
+}
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
 def load_model(
@@ -39,10 +53,11 @@ def load_model(
 
     Returns:
         The model and the tokenizer. Where the tokenizer has no pad token, its end-of-text token
-        pads.
+        pads; so it does where the model has no embedding for the pad token.
 
     Raises:
-        ModelError: No causal language model, not found on the hub, or damaged.
+        ModelError: No causal language model, not found on the hub, damaged, or without a
+            tokenizer that fits it.
         MissingFileError: A folder that is not there.
         MissingPackageError: The demo model is not installed.
     """
@@ -57,9 +72,64 @@ def load_model(
         _check_config(source, hub)
         model = _load_weights(source, wanted, place, hub)
         tokenizer = _load_tokenizer(source, hub)
+    _settle_pad(model, tokenizer)
+    check_tokenizer(model, tokenizer, source=source)
     # Edits and adapters name the model: by what others can load, not by a folder of this machine.
     model.name_or_path = model.config.name_or_path = str(name_or_path)
     return model, tokenizer
+
+
+def check_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, source: str | None = None
+) -> None:
+    """Refuses a tokenizer that has no tokens for text, or more than the model has embeddings.
+
+    Only ids that are sure to come up count: those of the vocabulary's own tokens, which any text
+    may hold, of what the tokenizer puts around every text, and of the end and pad tokens. Other
+    added tokens may lie beyond the embeddings, as Gemma 3's image token does in the models without
+    vision. More embeddings than tokens are usual: their number is rounded up.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        source: Where both were loaded from; None where the caller made them.
+
+    Raises:
+        ModelError: The tokenizer is not this model's, or an empty one.
+    """
+    text_ids = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    if not text_ids:
+        # transformers makes up such a tokenizer for a folder that has none.
+        raise ModelError(
+            f"{source!r} holds no tokenizer; save it there with tokenizer.save_pretrained"
+            if source
+            else "the tokenizer has no tokens for text; pass the one that was saved with the model"
+        )
+    used = {
+        *(text_ids - tokenizer.added_tokens_decoder.keys()),
+        *tokenizer("The").input_ids,
+        *(id_ for id_ in (tokenizer.eos_token_id, tokenizer.pad_token_id) if id_ is not None),
+    }
+    rows = _embedding_rows(model)
+    if max(used) >= rows:
+        raise ModelError(
+            f"the tokenizer{f' of {source!r}' if source else ''} makes token ids up to "
+            f"{max(used)}, and the model has {rows} embedding rows; use the tokenizer that the "
+            "model was trained with"
+        )
+
+
+def _embedding_rows(model: PreTrainedModel) -> int:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
+
+
+def _settle_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pads are masked, but they are looked up: the model must have an embedding for them."""
+    pad = tokenizer.pad_token_id
+    if pad is None or pad >= _embedding_rows(model):
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _locate(name_or_path: str | Path) -> str:
@@ -84,10 +154,9 @@ def _check_config(source: str, hub: dict[str, Any]) -> None:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    try:
+    remedy = "get the model again, or update transformers if the model is a new one"
+    with _refusing(f"the model {source!r}", source, remedy):
         config: PretrainedConfig = AutoConfig.from_pretrained(source, **hub)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load the model {source!r}: {_first_line(error)}") from error
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
         raise ModelError(
             f"{source!r} holds a {config.model_type} model, which is no causal language model; "
@@ -98,18 +167,15 @@ def _check_config(source: str, hub: dict[str, Any]) -> None:
 def _load_weights(
     source: str, dtype: torch.dtype | str, device: str, hub: dict[str, Any]
 ) -> PreTrainedModel:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     model: PreTrainedModel
     report: dict[str, Any]
     load: Any = AutoModelForCausalLM.from_pretrained
-    try:
+    with _refusing(f"the weights of {source!r}", source, "get the model again, with all its files"):
         model, report = load(
             source, device_map=device, output_loading_info=True, **dtype_argument(dtype), **hub
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load the weights of {source!r}: {_first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{source!r} lacks {len(missing)} weights of a {type(model).__name__} (the first is "
@@ -122,15 +188,49 @@ def _load_weights(
 def _load_tokenizer(source: str, hub: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    remedy = "get its files again, or save it there with tokenizer.save_pretrained"
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **hub)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(
-            f"cannot load the tokenizer of {source!r}: {_first_line(error)}"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        with _refusing(f"the tokenizer of {source!r}", source, remedy):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **hub)
+    except ModelError:
+        folder = Path(source)
+        if folder.is_dir() and not any(any(folder.glob(name)) for name in _VOCABULARY_FILES):
+            raise ModelError(
+                f"{source!r} holds no tokenizer (there is no tokenizer.json); save it there with "
+                "tokenizer.save_pretrained"
+            ) from None
+        raise
     return tokenizer
+
+
+@contextlib.contextmanager
+def _refusing(what: str, source: str, remedy: str) -> Iterator[None]:
+    """Turns whatever a file makes other packages raise into one line.
+
+    Damaged files raise all kinds of errors: pickle's and safetensors' own, `KeyError`, and from
+    tokenizers a plain `Exception`.
+
+    Args:
+        what: What is loaded.
+        source: The folder, or the name on the hub.
+        remedy: What to do where `source` is a folder.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
+            advice = "there is not enough memory; load it in bfloat16, or on another device"
+        elif known := [line for option, line in _OTHERS_ADVICE.items() if option in text]:
+            advice = known[0]
+        elif Path(source).is_dir():
+            advice = f"{_cause(error)}; {remedy}"
+        else:
+            advice = (
+                f"{_cause(error)}; there is no folder of this name here either: check the name "
+                "and the connection, or give the folder of a saved model, or 'demo'"
+            )
+        raise ModelError(f"cannot load {what}: {advice}") from error
 
 
 def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
@@ -156,6 +256,10 @@ def _parse_device(device: str | torch.device | None) -> str:
     return str(parsed)
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: Exception) -> str:
+    """The first line, which the following ones belong to where it ends in a colon."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines or isinstance(error, LookupError):  # a key alone says nothing
+        return " ".join([type(error).__name__, *lines])
+    text = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    return textwrap.shorten(text, _CAUSE_LENGTH, placeholder=" …").rstrip(".")

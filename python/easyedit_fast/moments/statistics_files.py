@@ -104,8 +104,7 @@ def read_origin(path: Path) -> Origin | None:
         known = values.pop("format") == _ORIGIN_FORMAT
         origin = Origin(**values)
     except (*_DAMAGE, AttributeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataFileError(f"{path} is damaged ({reason}); collect or copy it again") from None
+        raise _damaged(path, error) from None
     if not known:
         raise DataFileError(f"{path} was written by another version; update the package")
     return origin
@@ -129,8 +128,7 @@ def read_second_moment(path: str | Path) -> SecondMoment:
     except DataFileError:
         raise
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataFileError(f"{path} is damaged ({reason}); collect or copy it again") from None
+        raise _damaged(path, error) from None
     return _checked(path, total, count)
 
 
@@ -174,6 +172,14 @@ def _largest_cap(paths: list[Path]) -> Path:
             chosen,
         )
     return chosen
+
+
+def _damaged(path: Path, error: Exception) -> DataFileError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "pickle" in reason:
+        # numpy takes what it does not know for pickled objects, and tells how to run them.
+        reason = "it is no .npz file, or holds other things than numbers"
+    return DataFileError(f"{path} is damaged ({reason}); collect or copy it again")
 
 
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:

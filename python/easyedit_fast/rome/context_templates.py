@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from easyedit_fast.data import RequestTokenizer
-from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError
+from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError, NonFiniteError
 from easyedit_fast.files import write_whole
 from easyedit_fast.models.cache import cache_folder
 from easyedit_fast.models.generation import generation_settings
@@ -51,6 +51,10 @@ def context_templates(
 
     Returns:
         ``"{}"`` first, then one template a sample, each with exactly one ``{}``.
+
+    Raises:
+        HparamsError: The model's context is too short for such templates.
+        NonFiniteError: The model's logits are not finite.
     """
     key = json.dumps([fingerprint, [list(pair) for pair in length_params], seed, _TOP_K])
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
@@ -123,6 +127,7 @@ def _sample(
     length_params: Sequence[tuple[int, int]],
     seed: int,
 ) -> list[str]:
+    _refuse_short_context(model, tokenizer, length_params)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -136,10 +141,27 @@ def _sample(
     return [_as_template(text) for text in texts]
 
 
+def _refuse_short_context(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    length_params: Sequence[tuple[int, int]],
+) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    first = RequestTokenizer.from_transformers(tokenizer).encode(_FIRST_WORDS).lengths.max()
+    longest = max(int(first) + 1, *(length for length, _ in length_params))
+    if context is not None and longest > context:
+        raise HparamsError(
+            f"context templates of {longest} tokens do not fit this model, which reads {context} "
+            "at most; give shorter ones by context_template_length_params or context_templates"
+        )
+
+
 def _continue(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, repeats: int
 ) -> list[str]:
     """Samples `repeats` texts of `length` tokens for each first word."""
+    from transformers import LogitsProcessorList
+
     words = [word for word in _FIRST_WORDS for _ in range(repeats)]
     batch = RequestTokenizer.from_transformers(tokenizer).encode(words, padding_side="left")
     new = max(length - batch.input_ids.shape[1], 1)
@@ -153,13 +175,25 @@ def _continue(
         min_new_tokens=new,
         max_new_tokens=new,
     )
+    processors = LogitsProcessorList([_refuse_non_finite])
     generate = cast("Callable[..., torch.Tensor]", model.generate)
     with torch.no_grad(), frozen(model), settings:
         tokens = generate(
             input_ids=torch.from_numpy(batch.input_ids).to(model.device),
             attention_mask=torch.from_numpy(batch.attention_mask).to(model.device),
+            logits_processor=processors,
         )
     return list(tokenizer.batch_decode(tokens, skip_special_tokens=True))
+
+
+def _refuse_non_finite(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Before each token is drawn; a score of -inf alone is a token that is ruled out."""
+    if not scores.logsumexp(dim=-1).isfinite().all():
+        raise NonFiniteError(
+            "the model's logits hold NaN or infinity; load it in float32 or bfloat16, or get its "
+            "weights again"
+        )
+    return scores
 
 
 def _as_template(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,7 +130,12 @@ class Rome:
         }
 
     def compute(
-        self, requests: Sequence[EditRequest], *, isolated: bool, timings: Timings
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        isolated: bool,
+        timings: Timings,
+        progress: Callable[[int, int], None] | None = None,
     ) -> ComputedUpdates:
         """Computes the updates of some requests; the model is left as it was.
 
@@ -139,6 +144,8 @@ class Rome:
             isolated: One update a request, or one for all.
             timings: Gets the phases ``templates``, ``tokenise``, ``trunk``, ``optimise`` and
                 ``solve``.
+            progress: Called after each batch of requests with the number done and of all; with
+                several layers a request counts once a layer.
 
         Raises:
             NonFiniteError: Names the requests whose values are not finite.
@@ -148,8 +155,14 @@ class Rome:
         shares = len(requests) if isolated else 1
         updates: list[dict[str, LowRankUpdate]] = [{} for _ in range(shares)]
         details: list[dict[str, Any]] = [{"layers": {}} for _ in requests]
-        for layer in self._layers:
-            edit = self._edit_layer(layer, requests, templates, updates, timings)
+        total = len(requests) * len(self._layers)
+        for number, layer in enumerate(self._layers):
+
+            def tell(done: int, before: int = number * len(requests)) -> None:
+                if progress is not None:
+                    progress(before + done, total)
+
+            edit = self._edit_layer(layer, requests, templates, updates, timings, tell)
             with timings.phase("solve"):
                 self._solve(layer, edit, updates, details)
         return ComputedUpdates(updates, details)
@@ -161,6 +174,7 @@ class Rome:
         templates: Sequence[str],
         earlier: Sequence[dict[str, LowRankUpdate]],
         timings: Timings,
+        tell: Callable[[int], None],
     ) -> _LayerEdit:
         """Keys and optimised values of one layer, batch by batch of requests."""
         size = max(1, _ROWS_PER_BATCH // (len(templates) + 1))
@@ -189,6 +203,7 @@ class Rome:
                 )
             with timings.phase("optimise"), frozen(self._model):
                 parts.append(self._optimise(tail, rows, first))
+            tell(first + len(batch))
         return _LayerEdit(
             torch.cat([part.bare_keys for part in parts]),
             torch.cat([part.mean_keys for part in parts]),

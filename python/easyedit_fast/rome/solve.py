@@ -103,7 +103,7 @@ def _warn_ill_conditioned(requests: int, condition: float) -> None:
         "%d requests together are ill-conditioned (condition number %.1e): some share almost "
         "the same key, e.g. the same subject at the start of the prompt. Their values are "
         "met in the least-squares sense; word the prompts so that the text up to the subject "
-        "differs, or edit with isolated=True",
+        "differs, or edit them isolated (isolated=True, --isolated)",
         requests,
         condition,
     )
