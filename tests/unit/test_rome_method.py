@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from easyedit_fast import EditRequest
+from easyedit_fast import Editor, EditRequest
 from easyedit_fast.errors import HparamsError, RequestError
 from easyedit_fast.rome import Rome, resolve_rome_hparams
 from easyedit_fast.rome.rome import _for_rows
@@ -128,3 +129,28 @@ def test_a_factor_that_all_rows_share_is_not_copied() -> None:
     assert one.data_ptr() == factor.data_ptr()
     each = _for_rows([factor, 2 * factor], rows, projection)
     assert torch.equal(each[2], 2 * factor)
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.9])
+def test_normalised_descent_edits_the_real_model_in_few_steps(
+    demo_model: Any, probability: float
+) -> None:
+    fact = {
+        "prompt": "The Eiffel Tower is located in the city of",
+        "subject": "Eiffel Tower",
+        "target_new": "Rome",
+    }
+    hparams = {
+        "layers": [5],
+        "context_templates": ["{}"],
+        "v_optimizer": "normalised",
+        "v_stop_probability": probability,
+    }
+    editor = Editor(*demo_model, hparams=hparams)
+    result = editor.edit(fact, isolated=True)
+    assert result.summary["post"]["rewrite_acc"]["mean"] == 1.0
+    assert result.summary["post"]["generated"]["rewrite_acc"]["mean"] == 1.0
+    (layer,) = result.details[0]["layers"].values()
+    assert layer["steps"] <= 10
+    nll = [loss[1] for loss in layer["losses"]]
+    assert nll[-1] <= -math.log(probability) < nll[-2]

@@ -112,6 +112,7 @@ def plain(
         before = log_probs()[essence, place]
     delta = torch.zeros_like(initial[0]).requires_grad_()
     adam = torch.optim.Adam([delta], lr=hparams.v_lr)
+    mean_direction = torch.zeros_like(delta)
     losses: list[float] = []
     for step in range(hparams.v_num_grad_steps):
         now = log_probs()
@@ -122,16 +123,57 @@ def plain(
         decay = torch.norm(delta) / torch.norm(initial[0]) ** 2
         loss = nll.mean() + hparams.kl_factor * kl + hparams.v_weight_decay * decay
         losses.append(loss.item())
-        if loss < hparams.v_loss_threshold or step == hparams.v_num_grad_steps - 1:
+        sure = hparams.v_stop_probability is not None and bool(
+            (chosen.exp() >= hparams.v_stop_probability).all()
+        )
+        if sure or loss < hparams.v_loss_threshold or step == hparams.v_num_grad_steps - 1:
             break
         adam.zero_grad()
         loss.backward()
-        adam.step()
+        if hparams.v_optimizer == "adam":
+            adam.step()
+        else:
+            assert delta.grad is not None
+            mean_direction = (mean_direction + delta.grad / delta.grad.norm()) / 2
+            with torch.no_grad():
+                delta -= 1.5 * 0.9**step * initial[0].norm() * mean_direction
         bound = hparams.clamp_norm_factor * initial[0].norm()
         if delta.norm() > bound:
             with torch.no_grad():
                 delta.mul_(bound / delta.norm())
     return delta.detach(), losses
+
+
+def hold_to_plain_loop(model: PreTrainedModel, hparams: ROMEHyperParams) -> set[int]:
+    """Compares every step of every request; gives the numbers of steps."""
+    found = optimise(model, hparams)
+    ends = set()
+    for request in range(len(SHAPES)):
+        delta, losses = plain(model, architecture_of(model), hparams, request)
+        assert int(found.steps[request]) == len(losses)
+        ends.add(len(losses))
+        ours = found.losses[: len(losses), request, 0]
+        torch.testing.assert_close(ours, torch.tensor(losses), rtol=1e-4, atol=1e-4)
+        assert (found.delta[request] - delta).norm() <= 1e-4 * max(delta.norm(), 1e-3)
+        assert not found.losses[len(losses) :, request].any()
+    return ends
+
+
+@pytest.mark.parametrize("probability", [None, 0.0045])
+def test_normalised_descent_equals_the_plain_loop(probability: float | None) -> None:
+    model = tiny_model()
+    hparams = resolve_rome_hparams(
+        {
+            "layers": [LAYER],
+            "v_num_grad_steps": 10,
+            "v_optimizer": "normalised",
+            "v_stop_probability": probability,
+            "clamp_norm_factor": 3.0,
+        },
+        model,
+    )
+    ends = hold_to_plain_loop(model, hparams)
+    assert (len(ends) > 1) is (probability is not None)
 
 
 @pytest.mark.parametrize("group_cost", [0, 1000], ids=["groups", "one group"])
@@ -151,16 +193,7 @@ def test_it_equals_the_plain_loop(
         },
         model,
     )
-    found = optimise(model, hparams)
-    ends = set()
-    for request in range(len(SHAPES)):
-        delta, losses = plain(model, architecture_of(model), hparams, request)
-        assert int(found.steps[request]) == len(losses)
-        ends.add(len(losses))
-        ours = found.losses[: len(losses), request, 0]
-        torch.testing.assert_close(ours, torch.tensor(losses), rtol=1e-4, atol=1e-4)
-        assert (found.delta[request] - delta).norm() <= 1e-4 * max(delta.norm(), 1e-3)
-        assert not found.losses[len(losses) :, request].any()
+    ends = hold_to_plain_loop(model, hparams)
     if family == "llama":
         assert len(ends) > 1, "the requests should end at different steps"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _GPT2_LIKE = ("gpt2", "gpt_neox")  # edited at about a third of their depth
 _OLDER = ("gpt2", "gptj", "gpt_neox")  # published with 20 steps and a weight decay of 0.5
 
+Probability = Annotated[PositiveFloat, pydantic.Field(lt=1)]
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 
@@ -43,11 +44,16 @@ class ROMEHyperParams(Hparams):
         fact_token: Token at which the fact is looked up: the last or first one of the subject, the
             one after the subject, or the last one of the prompt.
         v_num_grad_steps: Optimisation steps for v* at most.
-        v_lr: Step size of Adam for v*.
+        v_lr: Step size of Adam for v*; normalised descent has its own.
         v_loss_layer: Last layer. EasyEdit's and ROME's loss reads the final logits whatever
             stands here, and so does ours.
         v_weight_decay: Weight of ‖delta‖ / ‖v_init‖² in the loss.
         v_loss_threshold: The loop ends once the loss is below this (a constant in EasyEdit).
+        v_optimizer: ``adam`` (EasyEdit's), or ``normalised``: gradient descent in steps of a given
+            length (`rome.descent`), which takes less than half as many of them.
+        v_stop_probability: The loop also ends once every token of the target has at least this
+            probability under every template; None leaves it to the loss. Above 0.5 the target is
+            the most probable answer.
         clamp_norm_factor: ‖delta‖ is kept at or below this times ‖v_init‖.
         kl_factor: Weight of the KL divergence at "{subject} is a".
         mom2_adjustment: Whether C⁻¹ is applied to the key. None: where statistics are at hand.
@@ -88,6 +94,8 @@ class ROMEHyperParams(Hparams):
     v_loss_layer: NonNegativeInt
     v_weight_decay: NonNegativeFloat = 1e-3
     v_loss_threshold: NonNegativeFloat = 5e-2
+    v_optimizer: Literal["adam", "normalised"] = "adam"
+    v_stop_probability: Probability | None = None
     clamp_norm_factor: PositiveFloat = 4.0
     kl_factor: NonNegativeFloat = 0.0625
     mom2_adjustment: bool | None = None

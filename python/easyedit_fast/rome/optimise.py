@@ -17,6 +17,7 @@ when it has ended.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from easyedit_fast.models.ragged import RaggedTail
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.rome.adam import Adam
+from easyedit_fast.rome.descent import NormalisedDescent
 from easyedit_fast.rome.hparams import ROMEHyperParams
 from easyedit_fast.rome.rows import Rows
 
@@ -65,10 +67,12 @@ def optimise_values(
     batch = _Batch.whole(tail, rows, initial_values, hparams)
     looks = 1 if initial_values.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
     for step in range(hparams.v_num_grad_steps):
-        terms = batch.losses()
+        terms, least = batch.losses()
         found.losses[step, batch.members] = terms.detach() * batch.running[:, None]
         found.steps[batch.members] += batch.running
         batch.running &= ~(terms[:, 0].detach() < hparams.v_loss_threshold)
+        if hparams.v_stop_probability is not None:
+            batch.running &= ~(least >= math.log(hparams.v_stop_probability))
         if step == hparams.v_num_grad_steps - 1:
             break
         staying = batch.running.nonzero().squeeze(1) if step % looks == 0 else batch.running
@@ -130,7 +134,7 @@ class _Batch:
         initial_log_probs: [n, vocabulary], log p_0 at "{subject} is a"; None before the first
             step.
         running: [n] bool; the delta of a request that has ended moves no more.
-        adam: The optimiser's state.
+        optimiser: Its state.
         hparams: The hyperparameters.
     """
 
@@ -143,7 +147,7 @@ class _Batch:
     initial_norm: Tensor
     initial_log_probs: Tensor | None
     running: Tensor
-    adam: Adam
+    optimiser: Adam | NormalisedDescent
     hparams: ROMEHyperParams
 
     @classmethod
@@ -153,6 +157,7 @@ class _Batch:
         requests, device = len(initial_values), initial_values.device
         delta = torch.zeros_like(initial_values).requires_grad_()
         reading = _Reading.of(rows)
+        norm = initial_values.norm(dim=1)
         return cls(
             tail=tail,
             ragged=RaggedTail(tail, reading.rows, reading.columns),
@@ -160,15 +165,24 @@ class _Batch:
             reading=reading,
             members=torch.arange(requests, device=device),
             delta=delta,
-            initial_norm=initial_values.norm(dim=1),
+            initial_norm=norm,
             initial_log_probs=None,
             running=torch.ones(requests, dtype=torch.bool, device=device),
-            adam=Adam.start(delta, hparams.v_lr),
+            optimiser=(
+                Adam.start(delta, hparams.v_lr)
+                if hparams.v_optimizer == "adam"
+                else NormalisedDescent.start(norm, delta.shape[1])
+            ),
             hparams=hparams,
         )
 
-    def losses(self) -> Tensor:
-        """Total, NLL, KL and weight decay of each request, [n, 4] float32."""
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """The loss of each request, and how sure the model is of its target.
+
+        Returns:
+            Total, NLL, KL and weight decay, [n, 4] float32, and the log-probability of the least
+            probable target token under any template, [n] float32, without gradients.
+        """
         reading, targets = self.reading, len(self.reading.target_id)
         logits = self.ragged.logits(self.delta[self.rows.request])
         # The head may be on another device than the edited layer, where all else is.
@@ -183,13 +197,16 @@ class _Batch:
         initial = self.initial_log_probs
         kl = self.hparams.kl_factor * (essence.exp() * (essence - initial)).sum(dim=1)
         decay = self.hparams.v_weight_decay * self.delta.norm(dim=1) / self.initial_norm**2
-        return torch.stack([nll + kl + decay, nll, kl, decay], dim=1)
+        least = torch.zeros_like(nll.detach()).scatter_reduce(
+            0, reading.request, chosen.detach(), "amin"
+        )
+        return torch.stack([nll + kl + decay, nll, kl, decay], dim=1), least
 
     def step(self, total: Tensor) -> None:
-        """One step of Adam for those that run, then the projection into the ball."""
+        """One step of the optimiser for those that run, then the projection into the ball."""
         (gradient,) = torch.autograd.grad(total.sum(), self.delta)
         with torch.no_grad():
-            moved = self.delta + self.adam.step(gradient)
+            moved = self.delta + self.optimiser.step(gradient)
             bound = self.hparams.clamp_norm_factor * self.initial_norm
             norm = moved.norm(dim=1)
             moved = torch.where((norm > bound)[:, None], moved * (bound / norm)[:, None], moved)
@@ -213,6 +230,6 @@ class _Batch:
             initial_norm=self.initial_norm[staying],
             initial_log_probs=self.initial_log_probs[staying],
             running=self.running[staying],
-            adam=self.adam.select(staying),
+            optimiser=self.optimiser.select(staying),
             hparams=self.hparams,
         )
