@@ -18,8 +18,9 @@ from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.ledger import save_edited_model
 from easyedit_fast.methods import Progress, method_factory
 from easyedit_fast.metrics import summarise
+from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.models.loading import load_model
+from easyedit_fast.models.loading import check_tokenizer, load_model
 from easyedit_fast.requests import EditRequest, refuse_contradictions
 from easyedit_fast.results import EditResult
 from easyedit_fast.timings import Timings
@@ -66,8 +67,12 @@ class Editor:
         Raises:
             HparamsError: The method or a hyperparameter cannot be used.
             MissingFileError: There is no such hyperparameter file.
-            ModelError: The model's family is unknown, or it is no causal language model.
+            ModelError: The model's family is unknown, it is no causal language model, or the
+                tokenizer is not its own.
         """
+        if not hasattr(model, "get_input_embeddings"):
+            architecture_of(model)  # says what is wanted instead
+        check_tokenizer(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.method = method_factory(method)(model, tokenizer, architecture, hparams)

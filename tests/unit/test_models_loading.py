@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import BertConfig, BertForMaskedLM, LlamaModel, PreTrainedTokenizerFast, T5Config
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
 
+from easyedit_fast import Editor
 from easyedit_fast.errors import MissingFileError, MissingPackageError, ModelError
 from easyedit_fast.models import demo
 from easyedit_fast.models.cache import cache_folder
 from easyedit_fast.models.compat import quiet_transformers
-from easyedit_fast.models.loading import load_model
+from easyedit_fast.models.loading import check_tokenizer, load_model
 from tests.unit.tiny_models import VOCABULARY, tiny_model
 
 
-def save_tokenizer(folder: Path) -> None:
-    words = {f"w{number}": number for number in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(
+def make_tokenizer(tokens: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    words = {f"w{number}": number for number in range(tokens)}
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w2"
     )
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture
@@ -34,7 +44,7 @@ def saved(tmp_path: Path) -> Path:
     """A folder with a tiny Llama in bfloat16 and a tokenizer without pad token."""
     folder = tmp_path / "model"
     tiny_model().to(torch.bfloat16).save_pretrained(folder)
-    save_tokenizer(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -79,16 +89,49 @@ def truncated_weights(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def pickled_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Path))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "cannot load the model"),
-        (lambda folder: change_config(folder, model_type="nonsense"), "cannot load the model"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot load the weights"),
-        (truncated_weights, "cannot load the weights"),
-        (lambda folder: change_config(folder, hidden_size=64), "cannot load the weights"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load the tokenizer"),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "cannot load the model .* not a valid JSON file; get the model again",
+        ),
+        (
+            lambda folder: change_config(folder, model_type="nonsense"),
+            "cannot load the model .*nonsense.*; get the model again, or update transformers",
+        ),
+        (
+            lambda folder: change_config(folder, num_attention_heads="4"),
+            "cannot load the (model|weights) .*; get the model again",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "cannot load the weights .* no file named model.safetensors.*; get the model again",
+        ),
+        (truncated_weights, "cannot load the weights .*; get the model again"),
+        (pickled_weights, "a file of weights is damaged, or holds more than tensors; get"),
+        (
+            lambda folder: change_config(folder, intermediate_size=64),
+            "cannot load the weights .*; get the model again",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.json").unlink(),
+            "model' holds no tokenizer.*; save it there with tokenizer.save_pretrained",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text("{"),
+            "cannot load the tokenizer .*; get its files again, or save it there",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text("{}"),
+            "cannot load the tokenizer .*; get its files again, or save it there",
+        ),
         (encoder_decoder, "holds a t5 model, which is no causal language model"),
         (masked_model, "lacks .* weights of a LlamaForCausalLM"),
         (without_head, "lacks 1 weights of a LlamaForCausalLM"),
@@ -101,6 +144,60 @@ def test_folders_that_do_not_load(
     with pytest.raises(ModelError, match=message) as error:
         load_model(saved)
     assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
+    assert not str(error.value).endswith(":")
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    """For GPT-2 transformers then makes up a tokenizer without tokens, for Llama it fails."""
+    tiny_model().save_pretrained(tmp_path / "llama")
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    for name in ("llama", "gpt2"):
+        with pytest.raises(
+            ModelError, match=f"{name}' holds no tokenizer.*; save it there with tokenizer.save_pre"
+        ):
+            load_model(tmp_path / name)
+
+
+def test_more_tokens_than_embeddings(saved: Path) -> None:
+    make_tokenizer(VOCABULARY + 1).save_pretrained(saved)
+    with pytest.raises(
+        ModelError, match=r"model' makes token ids up to 128, and the model has 128"
+    ):
+        load_model(saved)
+    model, tokenizer = tiny_model(), make_tokenizer(1000)
+    with pytest.raises(
+        ModelError, match=r"the tokenizer makes token ids up to 999, and .* has 128"
+    ):
+        check_tokenizer(model, tokenizer)
+    check_tokenizer(model, make_tokenizer(VOCABULARY - 28))  # a model's rows are often rounded up
+    with pytest.raises(ModelError, match="the tokenizer has no tokens for text; pass the one"):
+        check_tokenizer(model, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel())))
+
+
+def test_added_tokens_beyond_the_embeddings(saved: Path) -> None:
+    """One that text does not hold is let through, a pad token is replaced, an end is refused."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.add_tokens(["<image>"])
+    assert tokenizer.convert_tokens_to_ids(["<pad>", "<image>"]) == [128, 129]
+    tokenizer.save_pretrained(saved)
+    _, loaded = load_model(saved)
+    assert loaded.pad_token_id == loaded.eos_token_id == 2
+    with pytest.raises(ModelError, match="ids up to 128"):
+        check_tokenizer(tiny_model(), tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.save_pretrained(saved)
+    with pytest.raises(ModelError, match="ids up to 130"):
+        load_model(saved)
+
+
+def test_names_that_are_neither_here_nor_on_the_hub() -> None:
+    for name in ("nosuchfolder", "ROME/llama3.2-1b"):
+        with pytest.raises(ModelError, match=f"'{name}': .* no folder .* or 'demo'") as error:
+            load_model(name)
+        assert "\n" not in str(error.value)
 
 
 def test_places_that_are_not_there(tmp_path: Path) -> None:
@@ -120,8 +217,9 @@ def test_custom_code_is_not_run(saved: Path) -> None:
         model_type="own",
         auto_map={"AutoConfig": "modeling_own.Own", "AutoModelForCausalLM": "modeling_own.Own"},
     )
-    with pytest.raises(ModelError, match="cannot load the model"):
+    with pytest.raises(ModelError, match=r"code .* never run here; load it yourself") as error:
         load_model(saved)
+    assert "trust_remote_code" not in str(error.value)
     assert not (saved / "ran").exists()
 
 
@@ -264,3 +362,11 @@ def test_the_demo_model(
     assert tokenizer.decode(answer).startswith(" Paris")
     [folder] = tmp_path.iterdir()
     assert (folder / "model.safetensors").stat().st_size > 500e6
+
+
+def test_an_editor_refuses_what_does_not_belong_together(demo_model: Any) -> None:
+    tokenizer = demo_model[1]
+    with pytest.raises(ModelError, match="a str is no model of transformers"):
+        Editor("demo", tokenizer, hparams="ROME/llama-7b")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="makes token ids up to 49151, and the model has 128"):
+        Editor(tiny_model(), tokenizer, hparams={"context_templates": ["{}"]})

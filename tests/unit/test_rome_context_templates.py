@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from easyedit_fast.errors import DataFileError
+from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
 from easyedit_fast.rome.context_templates import context_templates, read_context_templates
+from tests.unit.tiny_models import tiny_model
 
 LENGTHS = [(5, 5), (8, 3)]
 
@@ -75,6 +77,29 @@ def test_a_cache_that_cannot_be_written_is_said(
     (record,) = caplog.records
     assert "cannot be kept" in record.message
     assert "EASYEDIT_FAST_CACHE" in record.message
+
+
+def test_a_short_context_is_refused_before_anything_is_made(demo_model: Any, cache: Path) -> None:
+    tokenizer = demo_model[1]
+    short = tiny_model("gpt2", vocab_size=len(tokenizer), n_positions=7)
+    with pytest.raises(
+        HparamsError, match=r"8 tokens do not fit .* reads 7 .*length_params or con"
+    ):
+        make((short, tokenizer), "short")
+    assert not cache.exists()
+    just = tiny_model("gpt2", vocab_size=len(tokenizer), n_positions=8)
+    assert len(make((just, tokenizer), "just")) == 9
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite(demo_model: Any, cache: Path, value: float) -> None:
+    tokenizer = demo_model[1]
+    model = tiny_model(vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(NonFiniteError, match="the model's logits hold NaN or infinity; load it"):
+        make((model, tokenizer), "broken")
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize("key", [None, "templates", "context_templates"])

@@ -21,6 +21,7 @@ from easyedit_fast.moments import (
     read_origin,
     read_second_moment,
 )
+from easyedit_fast.rome import Rome
 from tests.unit.tiny_models import FAMILIES, tiny_model
 
 LINE = "The river runs past the old town, and nobody knows how deep it is.\n"
@@ -258,4 +259,4 @@ def test_the_editor_finds_what_was_collected_for_its_model(
         tiny_model(), tokenizer, RandomCorpus(600), [1], tokens=600, folder=tmp_path
     )
     with pytest.raises(DataFileError, match="collected on another model"):
-        Editor(tiny_model(seed=1), tokenizer, hparams={"layers": [1], "second_moment": other[1]})
+        Rome(tiny_model(seed=1), tokenizer, hparams={"layers": [1], "second_moment": other[1]})

@@ -13,6 +13,7 @@ from easyedit_fast.evaluation.generation import continue_greedily
 from easyedit_fast.evaluation.rows import Row, rows_of
 from easyedit_fast.evaluation.teacher_forcing import Prediction, predict_targets
 from easyedit_fast.metrics import IGNORED_LABEL, begins_with, same_text, token_agreement
+from easyedit_fast.models.limits import context_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,7 +100,7 @@ class Evaluator:
         return scores
 
     def _require_room(self, rows: Sequence[Row], lengths: NDArray[np.int64]) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context_length(self.model)
         if limit is None or int(lengths.max()) <= limit:
             return
         row = rows[int(lengths.argmax())]

@@ -191,8 +191,8 @@ def architecture_of(model: PreTrainedModel | PretrainedConfig) -> Architecture:
     model_type = getattr(getattr(model, "config", model), "model_type", None)
     if model_type is None:
         raise ModelError(
-            f"a {type(model).__name__} was given in place of a model of transformers; pass a "
-            "loaded model, or load one by its name: Editor.from_pretrained('demo')"
+            f"a {type(model).__name__} is no model of transformers; pass one that is loaded, or "
+            "load one by its name: Editor.from_pretrained('demo')"
         )
     for architecture in ARCHITECTURES:
         if model_type in architecture.model_types:
@@ -235,15 +235,14 @@ def describe_architecture(
             f"layer_module_tmp {layer_module_tmp!r} must be the path of a block, with '{{}}' for "
             "the layer at its end, like 'model.layers.{}'"
         )
-    within = [
+    projection, mlp, attention = (
         _inside_block(template, layer_module_tmp, name)
         for name, template in (
             ("rewrite_module_tmp", rewrite_module_tmp),
             ("mlp_module_tmp", mlp_module_tmp),
             ("attn_module_tmp", attn_module_tmp),
         )
-    ]
-    projection, mlp, attention = within
+    )
     for path in (f"{blocks}.0.{mlp}", f"{blocks}.0.{attention}"):
         module(model, path)
     edited = module(model, f"{blocks}.0.{projection}")
@@ -331,11 +330,10 @@ def edited_module(model: nn.Module, architecture: Architecture, layer: int) -> n
             f"{path!r} is a {type(projection).__name__}, not a plain Linear or Conv1D; merge the "
             "adapters, or load the model without quantisation"
         )
-    declared = architecture.weight_layout
-    if conv1d != (declared == "in_out"):
+    if conv1d != (architecture.weight_layout == "in_out"):
         raise ModelError(
             f"{path!r} is a {type(projection).__name__}, which is not the declared weight_layout "
-            f"{declared!r}; correct the architecture"
+            f"{architecture.weight_layout!r}; correct the architecture"
         )
     _check_weight(projection.weight, path)
     return projection
@@ -349,13 +347,10 @@ def key_size(model: nn.Module, architecture: Architecture, layer: int) -> int:
 
 
 def edited_weight(model: nn.Module, architecture: Architecture, layer: int) -> nn.Parameter:
-    """The weight of the MLP output projection of a layer.
+    """The weight of the MLP output projection of a layer; raises as `edited_module`.
 
     Returns:
         ``[d_out, d_in]`` or ``[d_in, d_out]``, as ``architecture.weight_layout`` says.
-
-    Raises:
-        ModelError: As for `edited_module`.
     """
     weight = edited_module(model, architecture, layer).weight
     assert isinstance(weight, nn.Parameter)

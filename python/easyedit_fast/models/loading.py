@@ -26,7 +26,7 @@ _CAUSE_LENGTH = 300  # characters of an error of another package that are quoted
 # Advice of other packages that does not hold here, or that runs whatever a file holds: what the
 # user is told in its place.
 _OTHERS_ADVICE = {
-    "weights_only": "a weights file is damaged, or holds more than tensors; get the model again",
+    "weights_only": "a file of weights is damaged, or holds more than tensors; get the model again",
     "ignore_mismatched_sizes": "weights have other shapes than config.json says; get the model "
     "again, both from one place",
     "trust_remote_code": "it needs code that comes with it, which is never run here; load it "
@@ -105,16 +105,16 @@ def check_tokenizer(
             if source
             else "the tokenizer has no tokens for text; pass the one that was saved with the model"
         )
-    used = {
+    used = [
         *(text_ids - tokenizer.added_tokens_decoder.keys()),
         *tokenizer("The").input_ids,
         *(id_ for id_ in (tokenizer.eos_token_id, tokenizer.pad_token_id) if id_ is not None),
-    }
-    rows = _embedding_rows(model)
-    if max(used) >= rows:
+    ]
+    highest, rows = max(used, default=0), _embedding_rows(model)
+    if highest >= rows:
         raise ModelError(
             f"the tokenizer{f' of {source!r}' if source else ''} makes token ids up to "
-            f"{max(used)}, and the model has {rows} embedding rows; use the tokenizer that the "
+            f"{highest}, and the model has {rows} embedding rows; use the tokenizer that the "
             "model was trained with"
         )
 

@@ -8,13 +8,14 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from easyedit_fast.data import Corpus
 from easyedit_fast.errors import DataFileError
 from easyedit_fast.models.architectures import Architecture, architecture_of, key_size
 from easyedit_fast.models.cache import cache_folder
 from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.models.limits import context_length
 from easyedit_fast.moments.checkpoint import Checkpoint
 from easyedit_fast.moments.collect import (
     TOKENS_PER_DIMENSION,
@@ -210,8 +211,7 @@ def _short(model_name: str) -> str:
 
 
 def _block_length(model: PreTrainedModel) -> int:
-    config: Any = model.config.get_text_config()
-    return min(_BLOCK_LENGTH, getattr(config, "max_position_embeddings", _BLOCK_LENGTH))
+    return min(_BLOCK_LENGTH, context_length(model) or _BLOCK_LENGTH)
 
 
 def _batch(model: PreTrainedModel, block_length: int) -> int:

@@ -22,6 +22,7 @@ from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError, 
 from easyedit_fast.files import write_whole
 from easyedit_fast.models.cache import cache_folder
 from easyedit_fast.models.generation import generation_settings
+from easyedit_fast.models.limits import context_length
 from easyedit_fast.models.tracing import frozen
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def _refuse_short_context(
     tokenizer: PreTrainedTokenizerBase,
     length_params: Sequence[tuple[int, int]],
 ) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model)
     first = RequestTokenizer.from_transformers(tokenizer).encode(_FIRST_WORDS).lengths.max()
-    longest = max(int(first) + 1, *(length for length, _ in length_params))
+    longest = max([int(first) + 1, *(length for length, _ in length_params)])
     if context is not None and longest > context:
         raise HparamsError(
             f"context templates of {longest} tokens do not fit this model, which reads {context} "

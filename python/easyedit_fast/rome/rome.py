@@ -21,6 +21,7 @@ from easyedit_fast.models.architectures import (
     key_size,
 )
 from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.models.limits import context_length
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import frozen, row_updates
 from easyedit_fast.requests import EditRequest
@@ -188,7 +189,7 @@ class Rome:
                     templates,
                     self.hparams.fact_token,
                     self._model.device,
-                    context=_context(self._model),
+                    context=context_length(self._model),
                     first_request=first,
                 )
             own = earlier[first : first + size] if len(earlier) > 1 else earlier
@@ -324,11 +325,6 @@ def _refuse_other_modules(architecture: Architecture, hparams: ROMEHyperParams) 
                 f"{name} {given!r} is not the {architecture.name} row's {path!r}; leave it out, "
                 "or describe the model by architecture=…"
             )
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model reads, where its config tells."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _for_rows(factors: Sequence[Tensor], rows: Rows, projection: nn.Module) -> Tensor:
