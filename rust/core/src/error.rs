@@ -76,7 +76,7 @@ impl FieldError {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such file.
-    #[error("{}: there is no such file", .0.display())]
+    #[error("{}: there is no such file; check the path", .0.display())]
     Missing(PathBuf),
     /// A file that cannot be read, or is damaged as a whole.
     #[error("{}: {reason}", path.display())]
