@@ -7,9 +7,11 @@ use crate::error::{Error, Result};
 
 /// The items of an iterator, some of them made before they are asked for.
 ///
-/// The thread ends with the iterator, and soon after this is dropped.
+/// The thread ends with the iterator, or when this is dropped, which waits for it: no thread is
+/// at work when the process takes itself down.
 pub struct ReadAhead<T> {
-    items: Receiver<T>,
+    /// None only while this is dropped.
+    items: Option<Receiver<T>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -32,7 +34,7 @@ impl<T: Send + 'static> ReadAhead<T> {
             })
             .map_err(|error| Error::Argument(format!("cannot start a thread: {error}")))?;
         Ok(Self {
-            items,
+            items: Some(items),
             thread: Some(thread),
         })
     }
@@ -42,7 +44,7 @@ impl<T: Send + 'static> ReadAhead<T> {
     /// # Errors
     /// [`Error::Argument`] where the thread has died of a panic, so that items are missing.
     pub fn next_item(&mut self) -> Result<Option<T>> {
-        if let Ok(item) = self.items.recv() {
+        if let Some(Ok(item)) = self.items.as_ref().map(Receiver::recv) {
             return Ok(Some(item));
         }
         match self.thread.take().map(JoinHandle::join) {
@@ -50,6 +52,17 @@ impl<T: Send + 'static> ReadAhead<T> {
                 "the thread that reads ahead has died; its message is above".to_owned(),
             )),
             _ => Ok(None),
+        }
+    }
+}
+
+impl<T> Drop for ReadAhead<T> {
+    fn drop(&mut self) {
+        // The thread that waits to hand an item over learns by this that nobody wants it.
+        self.items = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was an error to whoever read; here nobody reads any more.
+            let _ = thread.join();
         }
     }
 }
