@@ -51,6 +51,7 @@ class Editor:
         *,
         method: str = "rome",
         hparams: HparamsLike = None,
+        preset: str | None = None,
         architecture: Architecture | None = None,
     ) -> None:
         """Takes a model that is loaded already.
@@ -62,6 +63,7 @@ class Editor:
             hparams: Path of a YAML file, a shipped name such as ``ROME/llama-7b``, keys that
                 override the rule's, or ready hyperparameters; None takes the rule by
                 architecture and depth.
+            preset: ``exact``, ``default`` (unless given) or ``fast``: quality against time.
             architecture: Description of a model family that the package does not know.
 
         Raises:
@@ -75,7 +77,7 @@ class Editor:
         check_tokenizer(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.method = method_factory(method)(model, tokenizer, architecture, hparams)
+        self.method = method_factory(method)(model, tokenizer, architecture, hparams, preset)
         self._evaluator = Evaluator(model, tokenizer)
         self._fingerprint = model_fingerprint(model, self.method.architecture)
 
@@ -86,6 +88,7 @@ class Editor:
         *,
         method: str = "rome",
         hparams: HparamsLike = None,
+        preset: str | None = None,
         architecture: Architecture | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -98,6 +101,7 @@ class Editor:
                 None takes ``model_name`` of the hyperparameters.
             method: Name of the editing method.
             hparams: As for `Editor`.
+            preset: As for `Editor`.
             architecture: As for `Editor`.
             device: Where the model goes, ``"auto"`` for all devices; None: what the
                 hyperparameters say where there is a GPU, else the CPU.
@@ -118,7 +122,14 @@ class Editor:
         if dtype is None and keys.get("fp16"):
             dtype = "float16"
         model, tokenizer = load_model(name, device=device, dtype=dtype, revision=revision)
-        return cls(model, tokenizer, method=method, hparams=hparams, architecture=architecture)
+        return cls(
+            model,
+            tokenizer,
+            method=method,
+            hparams=hparams,
+            preset=preset,
+            architecture=architecture,
+        )
 
     def edit(
         self,

@@ -59,7 +59,8 @@ class EditingMethod(Protocol):
 
 
 MethodFactory = Callable[
-    ["PreTrainedModel", "PreTrainedTokenizerBase", "Architecture | None", Any], EditingMethod
+    ["PreTrainedModel", "PreTrainedTokenizerBase", "Architecture | None", Any, "str | None"],
+    EditingMethod,
 ]
 
 
@@ -68,14 +69,23 @@ def _make_rome(
     tokenizer: PreTrainedTokenizerBase,
     architecture: Architecture | None,
     hparams: Any,
+    preset: str | None,
 ) -> EditingMethod:
     from easyedit_fast.rome import Rome
 
-    return Rome(model, tokenizer, architecture=architecture, hparams=hparams)
+    return Rome(model, tokenizer, architecture=architecture, hparams=hparams, preset=preset)
+
+
+def _rome_preset(name: str) -> dict[str, Any]:
+    from easyedit_fast.rome.presets import preset_values
+
+    return preset_values(name)
 
 
 METHODS: Mapping[str, MethodFactory] = {"rome": _make_rome}
 """All methods by name."""
+
+_PRESETS: Mapping[str, Callable[[str], dict[str, Any]]] = {"rome": _rome_preset}
 
 
 def method_factory(name: str) -> MethodFactory:
@@ -90,3 +100,13 @@ def method_factory(name: str) -> MethodFactory:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise HparamsError(f"method {name!r} is unknown; use one of {sorted(METHODS)}{hint}")
     return factory
+
+
+def preset_values(method: str, preset: str) -> dict[str, Any]:
+    """The hyperparameters that a preset of a method sets.
+
+    Raises:
+        HparamsError: There is no such method or preset.
+    """
+    method_factory(method)
+    return _PRESETS[method.lower()](preset)

@@ -29,10 +29,9 @@ def test_the_updates_equal_easyedits(
     hparams = {
         **cases[0]["hparams"],
         "context_templates": reference["context_templates"],
-        "consistent_keys": False,
         "second_moment": str(folder / "second_moment_smollm2_layer5.npz"),
     }
-    rome = Rome(*demo_model, hparams=hparams)
+    rome = Rome(*demo_model, hparams=hparams, preset="exact")
     assert rome.settings()["mom2_adjustment"] is mom2_adjustment
     requests = [EditRequest(**case["record"]) for case in cases]
     computed = rome.compute(requests, isolated=True, timings=Timings())

@@ -15,6 +15,7 @@ from easyedit_fast.errors import HparamsError, MissingFileError, ModelError
 from easyedit_fast.hparams import Hparams, find_hparams_file, shipped_names
 from easyedit_fast.models.architectures import Architecture
 from easyedit_fast.rome.hparams import ROMEHyperParams, resolve_rome_hparams, rome_rule
+from easyedit_fast.rome.presets import PRESETS
 
 PUBLISHED = {  # EasyEdit's file: (layer, last layer named there, steps, weight decay, fp16)
     "baichuan-7b": (5, 31, 25, 1e-3, False),
@@ -144,7 +145,7 @@ def test_the_layer_by_the_rule(config_class: str, layers: int, edited: int) -> N
 def test_nothing_given_is_the_rule() -> None:
     hparams = resolve_rome_hparams(None, model_of("LlamaConfig", 30))
     assert hparams.layers == [5]
-    assert hparams.source == "rule for Llama, 30 layers"
+    assert hparams.source == "preset default; rule for Llama, 30 layers"
 
 
 def test_a_mapping_overrides_the_rule() -> None:
@@ -152,7 +153,9 @@ def test_a_mapping_overrides_the_rule() -> None:
     hparams = resolve_rome_hparams(given, model_of("LlamaConfig", 30))
     assert (hparams.layers, hparams.v_lr, hparams.v_loss_layer) == ([7], 0.1, 29)
     assert hparams.second_moment == "stats.npz"
-    assert hparams.source == "rule for Llama, 30 layers; given: layers, v_lr, second_moment"
+    assert hparams.source == (
+        "preset default; rule for Llama, 30 layers; given: layers, v_lr, second_moment"
+    )
 
 
 def test_a_file_goes_before_the_rule_which_fills_what_it_lacks(tmp_path: Path) -> None:
@@ -173,6 +176,43 @@ def test_ready_hyperparameters_are_returned_themselves() -> None:
         resolve_rome_hparams(ready, model_of("LlamaConfig", 4))
     with pytest.raises(HparamsError, match="Hparams is not for ROME"):
         resolve_rome_hparams(Hparams(), model_of("LlamaConfig", 4))
+
+
+def test_a_key_comes_from_the_last_source_that_has_it(tmp_path: Path) -> None:
+    model = model_of("LlamaConfig", 30)
+    path = tmp_path / "mine.yaml"
+    path.write_text("context_template_length_params: [[5, 7]]\n")
+    over_default = resolve_rome_hparams(path, model)
+    assert over_default.context_template_length_params == [[5, 7]]
+    assert over_default.v_optimizer == "normalised", "the file does not name it"
+    over_file = resolve_rome_hparams(path, model, preset="exact")
+    assert over_file.context_template_length_params == [[5, 10], [10, 10]]
+    assert over_file.source == f"{path}; preset exact"
+    given = {"v_optimizer": "normalised"}
+    assert resolve_rome_hparams(given, model, preset="exact").v_optimizer == "normalised"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_holds_known_keys_that_can_be_used(name: str) -> None:
+    hparams = resolve_rome_hparams(None, model_of("LlamaConfig", 30), preset=name.upper())
+    values = hparams.to_dict()
+    assert {key: values[key] for key in PRESETS[name]} == PRESETS[name]
+    assert hparams.source == f"preset {name.upper()}; rule for Llama, 30 layers"
+
+
+def test_exact_is_what_easyedits_file_says() -> None:
+    easyedit = {**load("llama-7b").to_dict(), "consistent_keys": False, "model_name": None}
+    exact = resolve_rome_hparams(None, model_of("LlamaConfig", 32), preset="exact").to_dict()
+    differs = {key for key in exact if exact[key] != easyedit[key]}
+    assert differs <= {"mom2_adjustment", "device"}
+
+
+def test_a_preset_is_refused_where_it_is_unknown_or_comes_too_late() -> None:
+    model = model_of("LlamaConfig", 32)
+    with pytest.raises(HparamsError, match="preset 'quick' is unknown; use one of exact, default"):
+        resolve_rome_hparams(None, model, preset="quick")
+    with pytest.raises(HparamsError, match="given ready made"):
+        resolve_rome_hparams(load("llama-7b"), model, preset="fast")
 
 
 def test_an_unknown_family_needs_a_whole_file_or_an_architecture() -> None:
@@ -197,7 +237,7 @@ def test_an_unknown_family_needs_a_whole_file_or_an_architecture() -> None:
     ruled = resolve_rome_hparams(None, strange, architecture)
     assert ruled.rewrite_module_tmp == "transformer.blocks.{}.ffn.down_proj"
     assert ruled.ln_f_module == ""
-    assert ruled.source == "rule for MPT, 30 layers"
+    assert ruled.source == "preset default; rule for MPT, 30 layers"
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def edit(
         Optional[str],  # noqa: UP045
         typer.Option(help="Hyperparameters: a YAML file, or a name such as ROME/llama-7b."),
     ] = None,
+    preset: options.Preset = None,
     layers: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Layers to edit, e.g. 5, 4,5 or 4-6."),
@@ -110,7 +111,7 @@ def edit(
     (require_new_folder if several else require_file_path)(save, "--save")
     (require_new_folder if several else require_folder_path)(peft, "--peft")
     require_folder_path(save_model, "--save-model")
-    editor = _editor(model, method, hparams, overrides, device=device, dtype=dtype)
+    editor = _editor(model, method, hparams, preset, overrides, device=device, dtype=dtype)
     with edit_progress(quiet=json) as progress:
         result = editor.edit(requests, isolated=isolated, evaluate=evaluate, progress=progress)
     _save(result, save, peft)
@@ -171,23 +172,27 @@ def _editor(
     model: str | None,
     method: str,
     hparams: str | None,
+    preset: str | None,
     overrides: dict[str, Any],
     **loading: Any,
 ) -> Editor:
     """The editor; where the command line goes over a file, both are named as the source."""
     from easyedit_fast.editor import Editor
     from easyedit_fast.hparams import find_hparams_file, read_yaml
-    from easyedit_fast.methods import method_factory
+    from easyedit_fast.methods import method_factory, preset_values
 
-    method_factory(method)  # an unknown one is refused before the model is loaded
+    method_factory(method)  # what is unknown is refused before the model is loaded
+    named = {} if preset is None else preset_values(method, preset)
     in_file = {} if hparams is None else read_yaml(find_hparams_file(hparams))
     name = model or in_file.get("model_name") or "demo"
     if hparams is None or not overrides:
         given = overrides if hparams is None else hparams
-        return Editor.from_pretrained(name, method=method, hparams=given, **loading)
-    source = f"{hparams}; given: {', '.join(overrides)}"
+        return Editor.from_pretrained(name, method=method, hparams=given, preset=preset, **loading)
+    source = "; ".join(
+        [hparams, *([f"preset {preset}"] if preset else []), f"given: {', '.join(overrides)}"]
+    )
     try:
-        values = {**in_file, **overrides}
+        values = {**in_file, **named, **overrides}
         editor = Editor.from_pretrained(name, method=method, hparams=values, **loading)
     except HparamsError as error:
         raise HparamsError(f"{source}: {error}") from None

@@ -12,8 +12,12 @@ Model = Annotated[
         "--model", "-m", help="'demo' (the packaged model), a folder, or a name on the hub."
     ),
 ]
-Device = Annotated[
+Preset = Annotated[
     Optional[str],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
+    typer.Option(help="Quality against time: 'exact', 'default' (unless given) or 'fast'."),
+]
+Device = Annotated[
+    Optional[str],  # noqa: UP045
     typer.Option(help="'cpu', 'cuda', 'cuda:1' …; a GPU where there is one, unless given."),
 ]
 Dtype = Annotated[

@@ -20,6 +20,7 @@ from easyedit_fast.hparams import (
     read_yaml,
 )
 from easyedit_fast.models.architectures import architecture_of
+from easyedit_fast.rome.presets import DEFAULT, preset_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +45,8 @@ class ROMEHyperParams(Hparams):
         fact_token: Token at which the fact is looked up: the last or first one of the subject, the
             one after the subject, or the last one of the prompt.
         v_num_grad_steps: Optimisation steps for v* at most.
-        v_lr: Step size of Adam for v*; normalised descent has its own.
+        v_lr: Step size for v*: Adam's, or a third of normalised descent's first step in units of
+            ‖v‖.
         v_loss_layer: Last layer. EasyEdit's and ROME's loss reads the final logits whatever
             stands here, and so does ours.
         v_weight_decay: Weight of ‖delta‖ / ‖v_init‖² in the loss.
@@ -208,15 +210,20 @@ def resolve_rome_hparams(
     hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None,
     model: PreTrainedModel,
     architecture: Architecture | None = None,
+    preset: str | None = None,
 ) -> ROMEHyperParams:
     """The hyperparameters for `model`, from whatever form the user gave them in.
 
+    A key is taken from the last of these that has it: the rule, the preset ``default``, a file, a
+    preset that is named, a mapping.
+
     Args:
-        hparams: None for the rule; a mapping of keys that override the rule's; the path of a YAML
-            file, or a shipped name such as ``ROME/llama-7b`` (keys missing in the file are the
-            rule's); or hyperparameters ready made, which are returned as they are.
+        hparams: None for the rule; a mapping of keys that override all else; the path of a YAML
+            file, or a shipped name such as ``ROME/llama-7b``; or hyperparameters ready made,
+            which are returned as they are.
         model: The transformers model to edit.
         architecture: Where the parts of the model are; None looks its family up.
+        preset: Name of a preset (`rome.presets`).
 
     Returns:
         The hyperparameters; `source` says where they came from.
@@ -227,23 +234,36 @@ def resolve_rome_hparams(
         ModelError: Keys are missing, and the family is unknown.
     """
     if isinstance(hparams, Hparams):
-        if not isinstance(hparams, ROMEHyperParams):
-            raise HparamsError(f"{type(hparams).__name__} is not for ROME; give ROMEHyperParams")
-        _require_layers(hparams, model)
-        return hparams
+        return _ready(hparams, model, preset)
+    base = preset_values(DEFAULT if preset is None else preset)
     if hparams is None or isinstance(hparams, Mapping):
-        values = {str(key): value for key, value in (hparams or {}).items()}
-        resolved = _over_rule(values, model, architecture)
-        if values and resolved.source != "given":
-            resolved.came_from(f"{resolved.source}; given: {', '.join(values)}")
-        return resolved
+        given = {str(key): value for key, value in (hparams or {}).items()}
+        resolved = _over_rule({**base, **given}, model, architecture)
+        source = f"preset {preset or DEFAULT}; {resolved.source}"
+        if given:
+            source = f"{source}; given: {', '.join(given)}"
+        return resolved.came_from(source)
     path = find_hparams_file(hparams)
-    values = read_yaml(path)
+    named = {} if preset is None else base
+    values = {**base, **read_yaml(path), **named}
     try:
         resolved = _over_rule(values, model, architecture)
     except HparamsError as error:
         raise HparamsError(f"{path}: {error}") from None
-    return resolved.came_from(os.fspath(hparams))
+    over = "" if preset is None else f"; preset {preset}"
+    return resolved.came_from(f"{os.fspath(hparams)}{over}")
+
+
+def _ready(hparams: Hparams, model: PreTrainedModel, preset: str | None) -> ROMEHyperParams:
+    if not isinstance(hparams, ROMEHyperParams):
+        raise HparamsError(f"{type(hparams).__name__} is not for ROME; give ROMEHyperParams")
+    if preset is not None:
+        raise HparamsError(
+            f"preset {preset!r} would change hyperparameters that are given ready made; "
+            "give a mapping of keys or a file, or leave the preset out"
+        )
+    _require_layers(hparams, model)
+    return hparams
 
 
 def _over_rule(

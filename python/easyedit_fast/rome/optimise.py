@@ -171,7 +171,7 @@ class _Batch:
             optimiser=(
                 Adam.start(delta, hparams.v_lr)
                 if hparams.v_optimizer == "adam"
-                else NormalisedDescent.start(norm, delta.shape[1])
+                else NormalisedDescent.start(norm, delta.shape[1], hparams.v_lr)
             ),
             hparams=hparams,
         )

@@ -80,6 +80,7 @@ class Rome:
         tokenizer: PreTrainedTokenizerBase,
         *,
         hparams: Any = None,
+        preset: str | None = None,
         architecture: Architecture | None = None,
     ) -> None:
         """Resolves hyperparameters and statistics; nothing is computed yet.
@@ -88,9 +89,10 @@ class Rome:
             model: The model to edit.
             tokenizer: Its (fast) tokenizer.
             hparams: As `resolve_rome_hparams` takes them.
+            preset: Likewise.
             architecture: Description of a family that the package does not know.
         """
-        resolved = resolve_rome_hparams(hparams, model, architecture)
+        resolved = resolve_rome_hparams(hparams, model, architecture, preset)
         self.hparams: ROMEHyperParams = resolved.model_copy(deep=True)
         self.architecture = architecture or _architecture(model, self.hparams)
         _refuse_other_modules(self.architecture, self.hparams)
