@@ -22,7 +22,7 @@ def test_groups_give_the_logits_and_gradients_of_the_whole(family: str, padding:
     delta = make_delta(shared_model(family), rows)
     mixed = torch.randperm(len(rows.rows), generator=torch.Generator().manual_seed(5))
     read_rows, read_columns = rows.rows[mixed], rows.columns[mixed]
-    ragged = RaggedTail(tail, read_rows, read_columns, group_cost=0)
+    ragged = RaggedTail(tail, read_rows, read_columns, cost=0)
     assert len(ragged.groups) == len(set(tail.cut.lengths.tolist())) > 1
     for group in ragged.groups:
         lengths = group.tail.cut.lengths.tolist()

@@ -22,7 +22,7 @@ from easyedit_fast.errors import ModelError
 from easyedit_fast.models.architectures import Architecture, architecture_of, edited_module
 from easyedit_fast.models.prefix import Cut
 from easyedit_fast.models.ragged import RaggedTail
-from easyedit_fast.models.tail import Tail, capture_keys
+from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import edit_output
 from tests.unit.tiny_models import FAMILIES, VOCABULARY, tiny_gemma3_with_vision, tiny_model
 
@@ -229,11 +229,6 @@ def test_captured_keys_and_values(family: str) -> None:
     tail = capture(model, 2, rows)
     projection = edited_module(model, architecture, 2)
     torch.testing.assert_close(projection(tail.key), tail.value)
-    key, value = capture_keys(
-        model, architecture, 2, rows.input_ids, rows.attention_mask, rows.start
-    )
-    torch.testing.assert_close(key, tail.key)
-    torch.testing.assert_close(value, tail.value)
     assert tail.key.shape == (len(LENGTHS), projection.weight.numel() // tail.value.shape[1])
 
 
@@ -268,7 +263,7 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_reads_nothing_on_the_host(family: str) -> None:
     model, rows = shared_model(family), make_rows("left")
-    ragged = RaggedTail(capture(model, 1, rows), rows.rows, rows.columns, group_cost=0)
+    ragged = RaggedTail(capture(model, 1, rows), rows.rows, rows.columns, cost=0)
     delta = make_delta(model, rows)
     ragged.logits(delta)
     with HostReads() as reads:

@@ -167,6 +167,25 @@ class PrefixCache(StandInCache):
         return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
 
 
+class RecordingCache(PrefixCache):
+    """Puts recorded keys and values before the new ones, and keeps the new ones.
+
+    Attributes:
+        new: Layer to its new (keys, values), each ``[rows, heads, T, head size]``.
+    """
+
+    def __init__(self, states: dict[int, tuple[Tensor, Tensor]], width: int) -> None:
+        super().__init__(states, width)
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Prefix and new columns together, as `PrefixCache`."""
+        self.new[layer_idx] = key_states, value_states
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
 def _check(real: Tensor, columns: Tensor, first: Tensor, last: Tensor, start: Tensor) -> None:
     whole = (columns >= first[:, None]) & (columns <= last[:, None])
     if not torch.equal(whole, real):

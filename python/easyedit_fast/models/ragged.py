@@ -25,6 +25,11 @@ always.
 """
 
 
+def group_cost(device: torch.device) -> int:
+    """What a group costs beside its tokens, in tokens."""
+    return _GROUP_COST.get(device.type, _OTHER_GROUP_COST)
+
+
 def partition(lengths: Sequence[int], group_cost: int) -> list[list[int]]:
     """Groups rows so that padded tokens and groups together cost the least.
 
@@ -85,7 +90,7 @@ class RaggedTail:
     """
 
     def __init__(
-        self, tail: Tail, rows: Tensor, columns: Tensor, *, group_cost: int | None = None
+        self, tail: Tail, rows: Tensor, columns: Tensor, *, cost: int | None = None
     ) -> None:
         """Groups the rows of a tail.
 
@@ -93,12 +98,12 @@ class RaggedTail:
             tail: The tail of all rows.
             rows: ``[n]``, the row of each place to read.
             columns: ``[n]``, its column, as `Tail.hidden_states` takes them.
-            group_cost: Cost of a group in tokens; None: what is usual on the device.
+            cost: Cost of a group in tokens; None: what is usual on the device.
         """
         self._tail = tail
-        if group_cost is None:
-            group_cost = _GROUP_COST.get(rows.device.type, _OTHER_GROUP_COST)
-        groups = partition(tail.cut.lengths.tolist(), group_cost)
+        if cost is None:
+            cost = group_cost(rows.device)
+        groups = partition(tail.cut.lengths.tolist(), cost)
         self.groups = [_group(tail, group, rows, columns) for group in groups]
         self._order = torch.argsort(torch.cat([group.reads for group in self.groups]))
 

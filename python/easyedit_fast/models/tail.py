@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import inspect
 import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,60 +31,21 @@ from torch import Tensor, nn
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.architectures import (
     Architecture,
-    block,
     block_list,
     edited_module,
     module,
 )
+from easyedit_fast.models.passes import call_with_cache, reading_layers, run_decoder
 from easyedit_fast.models.prefix import Cut, PrefixCache, PrefixRecorder, StandInCache
 from easyedit_fast.models.tracing import (
     edit_output,
     frozen,
     replaced,
     split_hidden_states,
-    stop_after,
-    watch_block,
-    watch_call,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CACHE_ARGUMENTS = ("cache", "past_key_values")
-
-
-@torch.no_grad()
-def capture_keys(
-    model: PreTrainedModel,
-    architecture: Architecture,
-    layer: int,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    columns: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Keys and values of a layer's MLP at one column of each row; nothing above it is run.
-
-    Args:
-        model: The model.
-        architecture: Where its parts are.
-        layer: The layer, from 0.
-        input_ids: ``[rows, columns]``, padded on one side.
-        attention_mask: ``[rows, columns]``, 1 for tokens and 0 for pads.
-        columns: ``[rows]``, the column to read in each row.
-
-    Returns:
-        The keys ``[rows, d_in]`` and values ``[rows, d_out]``: input and output of the MLP
-        output projection.
-
-    Raises:
-        ModelError: As `edited_module`, or rows that are not padded on one side.
-    """
-    projection = edited_module(model, architecture, layer)
-    cut = Cut.at(attention_mask, columns)
-    read = _KeyAndValue(columns)
-    with frozen(model), watch_call(projection, read.keep), stop_after(projection):
-        _run_decoder(model, architecture, cut, StandInCache(), input_ids, attention_mask)
-    return read.key, read.value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,7 +83,6 @@ class Tail:
     outputs: int
 
     @classmethod
-    @torch.no_grad()
     def capture(
         cls,
         model: PreTrainedModel,
@@ -147,28 +106,61 @@ class Tail:
             ModelError: As `edited_module`, or rows that are not padded on one side, or a model
                 that takes no cache.
         """
-        projection = edited_module(model, architecture, layer)
-        edited_block = block(model, architecture, layer)
+        tails = cls.capture_layers(model, architecture, [layer], input_ids, attention_mask, start)
+        return tails[layer]
+
+    @classmethod
+    @torch.no_grad()
+    def capture_layers(
+        cls,
+        model: PreTrainedModel,
+        architecture: Architecture,
+        layers: Sequence[int],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        start: Tensor,
+    ) -> dict[int, Tail]:
+        """The tails of several layers, each edited alone, from one run; see `capture`.
+
+        The keys and values of the prefix are shared: beside the lowest layer's tail another one
+        takes the hidden states that enter it, and no more.
+
+        Args:
+            model: The model, unedited.
+            architecture: Where its parts are.
+            layers: The layers, from 0.
+            input_ids: As for `capture`, like the rest.
+            attention_mask: ``[rows, columns]``.
+            start: ``[rows]``.
+        """
         cut = Cut.at(attention_mask, start)
-        read, passed = _KeyAndValue(start), _Block(cut.tail_columns)
-        recorder = PrefixRecorder(layer, cut)
+        recorder = PrefixRecorder(min(layers), cut)
         with (
             frozen(model),
-            watch_call(projection, read.keep),
-            watch_block(edited_block, passed.enter, passed.leave),
+            reading_layers(model, architecture, layers, start, cut.tail_columns) as seen,
         ):
-            _run_decoder(model, architecture, cut, recorder, input_ids, attention_mask)
-        return cls(
-            model=model,
-            architecture=architecture,
-            layer=layer,
-            key=read.key,
-            value=read.value,
-            entering=passed.entering,
-            prefix=recorder.states,
-            cut=cut,
-            outputs=passed.outputs,
-        )
+            run_decoder(
+                model,
+                architecture,
+                recorder,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=cut.positions,
+            )
+        return {
+            layer: cls(
+                model=model,
+                architecture=architecture,
+                layer=layer,
+                key=read.key,
+                value=read.value,
+                entering=entry.entering,
+                prefix={at: kept for at, kept in recorder.states.items() if at >= layer},
+                cut=cut,
+                outputs=entry.outputs,
+            )
+            for layer, (read, entry) in seen.items()
+        }
 
     def hidden_states(self, delta: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
         """What leaves the last block, with `delta` added to the MLP's output at the start columns.
@@ -238,9 +230,9 @@ class Tail:
         stand_ins[0].hidden = self.entering
         cache = PrefixCache(self.prefix, self.cut.prefix_columns.shape[1])
         with frozen(self.model), self._blocks_replaced(stand_ins):
-            _call(
+            call_with_cache(
                 module(self.model, self.architecture.decoder),
-                cache=cache,
+                cache,
                 inputs_embeds=self._blank(*self.cut.tail_columns.shape),
                 attention_mask=self.cut.mask,
                 position_ids=self.cut.tail_positions,
@@ -256,8 +248,8 @@ class Tail:
         with frozen(self.model), self._blocks_replaced(stand_ins):
             # A cache, however empty, spares the check for packed sequences, which waits for the
             # device.
-            output = _call(
-                self.model, cache=StandInCache(), inputs_embeds=self._blank(hidden.shape[0], 1)
+            output = call_with_cache(
+                self.model, StandInCache(), inputs_embeds=self._blank(hidden.shape[0], 1)
             )
         logits: Tensor = output.logits
         return logits[:, 0]
@@ -303,40 +295,6 @@ class _HandOn(nn.Module):
         return (self.handed_on, *[None] * (self.outputs - 1))
 
 
-class _KeyAndValue:
-    """Copies input and output of the MLP output projection at one column of each row.
-
-    At once, for some blocks go on to add to the very tensor (Falcon with parallel attention).
-    """
-
-    def __init__(self, columns: Tensor) -> None:
-        self.columns = columns[:, None]
-        self.key = self.value = torch.empty(0)
-
-    def keep(self, inputs: Tensor, output: Tensor) -> None:
-        self.key, self.value = self._read(inputs), self._read(output)
-
-    def _read(self, states: Tensor) -> Tensor:
-        # Some models flatten rows and tokens before the MLP.
-        tokens = states.reshape(self.columns.shape[0], -1, states.shape[-1])
-        return _columns(tokens, self.columns).squeeze(1)
-
-
-class _Block:
-    """Copies the tail of what enters a block, and notes how the block returns its output."""
-
-    def __init__(self, columns: Tensor) -> None:
-        self.columns = columns
-        self.entering = torch.empty(0)
-        self.outputs = 0
-
-    def enter(self, hidden: Tensor) -> None:
-        self.entering = _columns(hidden, self.columns)
-
-    def leave(self, output: Any) -> None:
-        self.outputs = len(output) if isinstance(output, tuple) else 0
-
-
 class _ShiftFirstToken:
     """Adds ``delta [rows, d_out]`` to the first token's output of each row."""
 
@@ -349,38 +307,6 @@ class _ShiftFirstToken:
         return torch.cat([first, tokens[:, 1:]], dim=1).reshape(output.shape)
 
 
-def _run_decoder(
-    model: PreTrainedModel,
-    architecture: Architecture,
-    cut: Cut,
-    cache: StandInCache,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-) -> None:
-    _call(
-        module(model, architecture.decoder),
-        cache=cache,
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=cut.positions,
-    )
-
-
-def _call(part: nn.Module, *, cache: StandInCache, **arguments: Any) -> Any:
-    """Calls a decoder or a model, with the names that its release of transformers uses."""
-    names = inspect.signature(type(part).forward).parameters
-    cache_name = next((name for name in _CACHE_ARGUMENTS if name in names), None)
-    if cache_name is None:
-        raise ModelError(
-            f"{type(part).__name__} takes no cache of keys and values, so its tail cannot be run "
-            "by itself; use a model with attention layers"
-        )
-    if "position_ids" not in names:
-        arguments.pop("position_ids", None)  # Bloom: its positions are in the mask
-    arguments[cache_name] = cache
-    return part(**arguments, use_cache=True, return_dict=True)
-
-
 def _check_chain(stand_ins: Sequence[_HandOn], model: nn.Module) -> None:
     for before, after in itertools.pairwise(stand_ins):
         if after.received is None or after.received is not before.handed_on:
@@ -388,8 +314,3 @@ def _check_chain(stand_ins: Sequence[_HandOn], model: nn.Module) -> None:
                 f"{type(model).__name__} does more between its blocks than to hand the hidden "
                 "states on, so its tail cannot be run by itself; use another model"
             )
-
-
-def _columns(states: Tensor, columns: Tensor) -> Tensor:
-    """Of ``states [rows, columns, d]``, the ``columns [rows, n]`` of each row: ``[rows, n, d]``."""
-    return states.take_along_dim(columns.to(states.device)[..., None], dim=1)

@@ -24,6 +24,7 @@ from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.limits import context_length
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import frozen, row_updates
+from easyedit_fast.models.trunk import capture_tails
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.rome.context_templates import (
     checked_templates,
@@ -196,16 +197,18 @@ class Rome:
                 )
             own = earlier[first : first + size] if len(earlier) > 1 else earlier
             with timings.phase("trunk"), self._earlier_layers(own, rows):
-                tail = Tail.capture(
+                # Leads that rows share are run once, which the updates of each row rule out.
+                capture = Tail.capture_layers if own[0] else capture_tails
+                tails = capture(
                     self._model,
                     self.architecture,
-                    layer,
+                    [layer],
                     rows.input_ids,
                     rows.attention_mask,
                     rows.fact_position,
                 )
             with timings.phase("optimise"), frozen(self._model):
-                parts.append(self._optimise(tail, rows, first))
+                parts.append(self._optimise(tails[layer], rows, first))
             tell(first + len(batch))
         return _LayerEdit(
             torch.cat([part.bare_keys for part in parts]),

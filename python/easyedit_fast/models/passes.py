@@ -1,0 +1,140 @@
+"""One pass through a model's decoder with a cache of ours, and what is read on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_fast.errors import ModelError
+from easyedit_fast.models.architectures import Architecture, block, edited_module, module
+from easyedit_fast.models.prefix import StandInCache
+from easyedit_fast.models.tracing import watch_block, watch_call
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
+
+
+class KeyAndValue:
+    """Copies input and output of the MLP output projection at one column of each row.
+
+    At once, for some blocks go on to add to the very tensor (Falcon with parallel attention).
+
+    Attributes:
+        key: ``[rows, d_in]``, the input.
+        value: ``[rows, d_out]``, the output.
+    """
+
+    def __init__(self, columns: Tensor) -> None:
+        """Takes the column of each row, ``[rows]``."""
+        self.columns = columns[:, None]
+        self.key = self.value = torch.empty(0)
+
+    def keep(self, inputs: Tensor, output: Tensor) -> None:
+        """Reads one call of the projection."""
+        self.key, self.value = self._read(inputs), self._read(output)
+
+    def _read(self, states: Tensor) -> Tensor:
+        # Some models flatten rows and tokens before the MLP.
+        tokens = states.reshape(self.columns.shape[0], -1, states.shape[-1])
+        return columns_of(tokens, self.columns).squeeze(1)
+
+
+class BlockEntry:
+    """Copies some columns of what enters a block, and notes how the block returns its output.
+
+    Attributes:
+        entering: ``[rows, n, d_model]``.
+        outputs: Length of the tuple that the block returns; 0 where it returns a tensor.
+    """
+
+    def __init__(self, columns: Tensor) -> None:
+        """Takes the columns of each row, ``[rows, n]``."""
+        self.columns = columns
+        self.entering = torch.empty(0)
+        self.outputs = 0
+
+    def enter(self, hidden: Tensor) -> None:
+        """Reads what enters the block."""
+        self.entering = columns_of(hidden, self.columns)
+
+    def leave(self, output: Any) -> None:
+        """Notes what leaves it."""
+        self.outputs = len(output) if isinstance(output, tuple) else 0
+
+
+@contextlib.contextmanager
+def reading_layers(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    layers: Sequence[int],
+    columns: Tensor,
+    tail_columns: Tensor,
+) -> Iterator[dict[int, tuple[KeyAndValue, BlockEntry]]]:
+    """Reads what the tails of some layers start from, in the passes of a ``with`` block.
+
+    Args:
+        model: The model.
+        architecture: Where its parts are.
+        layers: The layers, from 0.
+        columns: ``[rows]``, the column of the edited token.
+        tail_columns: ``[rows, n]``, the columns of the tail.
+
+    Raises:
+        ModelError: As `edited_module`.
+    """
+    seen = {layer: (KeyAndValue(columns), BlockEntry(tail_columns)) for layer in layers}
+    with contextlib.ExitStack() as stack:
+        for layer, (read, entry) in seen.items():
+            projection = edited_module(model, architecture, layer)
+            stack.enter_context(watch_call(projection, read.keep))
+            blocks = watch_block(block(model, architecture, layer), entry.enter, entry.leave)
+            stack.enter_context(blocks)
+        yield seen
+
+
+def run_decoder(
+    model: PreTrainedModel, architecture: Architecture, cache: StandInCache, **arguments: Tensor
+) -> None:
+    """Runs the decoder, without the head, for what hooks and the cache take from it.
+
+    Args:
+        model: The model.
+        architecture: Where its parts are.
+        cache: What stands in for the model's cache.
+        arguments: ``input_ids`` or ``inputs_embeds``, ``attention_mask`` and ``position_ids``.
+
+    Raises:
+        ModelError: The decoder takes no cache.
+    """
+    call_with_cache(module(model, architecture.decoder), cache, **arguments)
+
+
+def call_with_cache(part: nn.Module, cache: StandInCache, **arguments: Any) -> Any:
+    """Calls a decoder or a model, with the names that its release of transformers uses.
+
+    Raises:
+        ModelError: It takes no cache.
+    """
+    names = inspect.signature(type(part).forward).parameters
+    cache_name = next((name for name in _CACHE_ARGUMENTS if name in names), None)
+    if cache_name is None:
+        raise ModelError(
+            f"{type(part).__name__} takes no cache of keys and values, so its tail cannot be run "
+            "by itself; use a model with attention layers"
+        )
+    if "position_ids" not in names:
+        arguments.pop("position_ids", None)  # Bloom: its positions are in the mask
+    arguments[cache_name] = cache
+    return part(**arguments, use_cache=True, return_dict=True)
+
+
+def columns_of(states: Tensor, columns: Tensor) -> Tensor:
+    """Of ``states [rows, columns, d]``, the ``columns [rows, n]`` of each row: ``[rows, n, d]``."""
+    return states.take_along_dim(columns.to(states.device)[..., None], dim=1)
