@@ -21,19 +21,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "v_optimizer": "adam",
             "v_stop_probability": None,
             "consistent_keys": False,
+            "context_templates": None,
             "context_template_length_params": [[5, 10], [10, 10]],
         },
         DEFAULT: {
             "v_optimizer": "normalised",
-            "v_stop_probability": 0.9,
+            "v_stop_probability": 0.95,
             "consistent_keys": True,
-            "context_template_length_params": [[5, 2], [10, 3]],
+            "context_templates": None,
+            "context_template_length_params": [[5, 1], [10, 1]],
         },
         "fast": {
             "v_optimizer": "normalised",
-            "v_stop_probability": 0.5,
+            "v_stop_probability": 0.95,
             "consistent_keys": True,
-            "context_template_length_params": [[5, 1], [10, 1]],
+            "context_templates": ["{}"],
         },
     }
 )
