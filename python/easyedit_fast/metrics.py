@@ -8,16 +8,39 @@ after the edit for locality. Teacher forcing flatters an edit (arXiv 2502.11177:
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 IGNORED_LABEL = -100
 _PHASES = ("pre", "post")
 _Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+_WORD = re.compile(r"\w+(?:[-.,'’]\w+)*|\.{3}|-{2}|[^\w\s]")
+_ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over records and its 95 % interval.
+
+    Attributes:
+        mean: The mean.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        count: Number of records.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
 
 
 def token_accuracy(predicted: Tensor, labels: Tensor) -> list[float]:
@@ -74,6 +97,26 @@ def same_text(before: str, after: str) -> bool:
     return _plain(before) == _plain(after)
 
 
+def n_gram_entropy(text: str) -> float:
+    """Fluency of a generated text: the weighted mean of its 2- and 3-gram entropies, in bits.
+
+    ``(2/3 H₂ + 4/3 H₃) / 2`` with the entropies of the empirical distributions of the text's
+    2- and 3-grams (arXiv 1809.05972, with the weights of ROME's code); repetition lowers it.
+    A text of too few words for an n-gram has an entropy of 0 there.
+
+    Words are runs of letters and digits, with single hyphens, points, commas and apostrophes
+    inside them; ``...`` and ``--`` are one word each, and so is every other sign. ROME and EasyEdit
+    split by ``nltk.word_tokenize``, which needs downloaded data: it also parts contractions
+    (``do n't``) and sentences' last points from abbreviations.
+    """
+    words = _WORD.findall(text)
+    weighted = [
+        weight * _entropy(Counter(zip(*(words[start:] for start in range(n)), strict=False)))
+        for n, weight in _ENTROPY_WEIGHTS.items()
+    ]
+    return sum(weighted) / len(weighted)
+
+
 def summarise(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Averages the metrics of many requests.
 
@@ -91,6 +134,56 @@ def summarise(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         phase: _summary([entry[phase] for entry in metrics if phase in entry]) for phase in _PHASES
     }
     return {phase: leaves for phase, leaves in summary.items() if leaves}
+
+
+def record_scores(metrics: Sequence[Mapping[str, Any]], path: Sequence[str]) -> list[float | None]:
+    """One score a record: the mean over its prompts, as `summarise` takes it.
+
+    Args:
+        metrics: One mapping a record.
+        path: The keys down to the score, such as ``("post", "generated", "rewrite_acc")``.
+
+    Returns:
+        The scores in the order of the records; None where a record has no such score.
+    """
+    return [_record_score(entry, path) for entry in metrics]
+
+
+def mean_interval(scores: Sequence[float]) -> Estimate:
+    """The mean of one score a record, with its 95 % interval.
+
+    Wilson's interval (`wilson_interval`) where all scores are between 0 and 1; Student's t
+    (1908) for others, such as entropies and times, whose means are taken as normal.
+
+    Raises:
+        ValueError: No score, one that is not finite, or a single one beyond 0 and 1.
+    """
+    mean, low, high = _student(scores) if _unbounded(scores) else _wilson(scores)
+    return Estimate(mean, low, high, len(scores))
+
+
+def paired_difference(first: Sequence[float | None], second: Sequence[float | None]) -> Estimate:
+    """The mean of ``first - second`` over the same records, with its 95 % interval.
+
+    Student's t over the differences: what varies between records alone drops out, so that the
+    interval is narrower than two separate ones. Where all differences are equal its width is 0:
+    then it says no more than that no other was seen.
+
+    Args:
+        first: One score a record, as `record_scores` gives them.
+        second: The same records' scores in another run; records where either is None are left
+            out.
+
+    Raises:
+        ValueError: Different numbers of records, fewer than two pairs, or scores that are not
+            finite.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} scores are not of the same records")
+    pairs = zip(first, second, strict=True)
+    differences = [one - other for one, other in pairs if one is not None and other is not None]
+    mean, low, high = _student(differences)
+    return Estimate(mean, low, high, len(differences))
 
 
 def wilson_interval(mean: float, count: int) -> tuple[float, float]:
@@ -113,6 +206,64 @@ def wilson_interval(mean: float, count: int) -> tuple[float, float]:
     spread = mean * (1.0 - mean) / count + _Z95**2 / (4 * count**2)
     half = _Z95 * math.sqrt(spread) / shrink
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _wilson(scores: Sequence[float]) -> tuple[float, float, float]:
+    # Rounding can lift a mean of ones above 1.
+    mean = min(1.0, math.fsum(scores) / max(1, len(scores)))
+    return mean, *wilson_interval(mean, len(scores))
+
+
+def _unbounded(scores: Sequence[float]) -> bool:
+    return any(not 0.0 <= score <= 1.0 for score in scores)
+
+
+def _student(scores: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and ends of Student's interval."""
+    values = np.asarray(scores, dtype=np.float64)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"{len(values)} scores have no interval; it takes two, all of them finite")
+    mean, count = float(values.mean()), len(values)
+    half = _t975(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
+    return mean, mean - half, mean + half
+
+
+def _t975(degrees: int) -> float:
+    """97.5 % quantile of Student's t distribution, by bisection of its angle."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _t_within(middle, degrees) < 0.95:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def _t_within(angle: float, degrees: int) -> float:
+    """P(|T| < √degrees · tan(angle)); Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for number in range(2 + odd, degrees + 1, 2):
+        total += term
+        term *= cosine**2 * (number - 1) / number
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def _entropy(counts: Counter[tuple[str, ...]]) -> float:
+    total = counts.total()
+    return -sum(count / total * math.log2(count / total) for count in counts.values())
+
+
+def _record_score(entry: Any, path: Sequence[str]) -> float | None:
+    for key in path:
+        if not isinstance(entry, Mapping) or key not in entry:
+            return None
+        entry = entry[key]
+    scores = _scores(entry)
+    return sum(scores) / len(scores) if scores else None
 
 
 def _plain(text: str) -> str:
