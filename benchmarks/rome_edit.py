@@ -24,30 +24,6 @@ from easyedit_fast.models.loading import load_model
 from easyedit_fast.rome import Rome
 from easyedit_fast.timings import Timings
 
-# Keys that EasyEdit's file has and our rule leaves open.
-_THEIRS = (
-    "alg_name",
-    "layers",
-    "fact_token",
-    "v_num_grad_steps",
-    "v_lr",
-    "v_loss_layer",
-    "v_weight_decay",
-    "clamp_norm_factor",
-    "kl_factor",
-    "context_template_length_params",
-    "rewrite_module_tmp",
-    "layer_module_tmp",
-    "mlp_module_tmp",
-    "attn_module_tmp",
-    "ln_f_module",
-    "lm_head_module",
-    "mom2_dataset",
-    "mom2_n_samples",
-    "mom2_dtype",
-    "stats_dir",
-)
-
 
 def main() -> None:
     """Parses the options, times both, writes the table."""
@@ -61,19 +37,7 @@ def main() -> None:
     tokenizer.padding_side = "right"  # as EasyEdit sets it for ROME
     ours = Rome(model, tokenizer, hparams={"mom2_adjustment": False}, preset="exact")
     templates = ours.context_templates()
-    values = ours.hparams.to_dict()
-    theirs = EasyEditRome(
-        options.easyedit.resolve(),
-        model,
-        tokenizer,
-        {
-            **{key: values[key] for key in _THEIRS},
-            "mom2_adjustment": False,
-            "device": "cpu",
-            "model_name": options.model,
-        },
-        templates,
-    )
+    theirs = EasyEditRome(options.easyedit, model, tokenizer, ours.hparams.to_dict(), templates)
     rows, ratios = [], []
     for place, request in enumerate(read_requests(options.data, limit=options.records)):
         update, seconds, steps = _ours(ours, request)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -308,6 +310,29 @@ def test_a_prompt_beyond_the_context_is_named(tokenizer: PreTrainedTokenizerFast
     request = EditRequest("Io is", "Io", "a moon", portability={"one_hop": (long,)})
     with pytest.raises(RequestError, match=r"record 1, field 'portability\.one_hop'.*takes 64"):
         Evaluator(tiny_model("gpt2"), tokenizer).score([REQUESTS[0], request])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", "Io <image> is"),
+        ("target_new", "<image>"),
+        ("rephrase_prompt", ("<image> is",)),
+        ("locality.near", Probe("<image> is")),
+        ("portability.one_hop", Probe("Ada is from", "<image>")),
+    ],
+)
+def test_a_token_without_embedding_is_named(
+    tokenizer: PreTrainedTokenizerFast, field: str, value: Any
+) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<image>"])
+    name, _, key = field.partition(".")
+    request = dataclasses.replace(REQUESTS[2], **{name: {key: (value,)} if key else value})
+    with pytest.raises(
+        RequestError, match=rf"record 1, field '{re.escape(field)}': holds '<image>' \(token 128\)"
+    ):
+        Evaluator(tiny_model(), tokenizer).score([REQUESTS[0], request])
 
 
 def test_compare_and_merge_add_how_far_locality_holds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -124,3 +125,26 @@ def test_a_text_that_is_no_unicode_names_its_request(tokenizer: Any) -> None:
 def test_rows_move_to_a_device_whole(tokenizer: Any) -> None:
     rows = rows_for(tokenizer, REQUESTS, "subject_last").to(torch.device("meta"))
     assert all(getattr(rows, field.name).is_meta for field in dataclasses.fields(rows))
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (EditRequest("A <image> of Zürich is", "Zürich", "Ljubljana"), "prompt"),
+        (EditRequest("The twin of Zürich is", "Zürich", "<image>"), "target_new"),
+        (EditRequest("The twin of <image> is", "<image>", "Ljubljana"), "prompt"),
+    ],
+)
+def test_a_token_without_embedding_is_named(
+    tokenizer: Any, request_: EditRequest, field: str
+) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<image>"])
+    unknown = {tokenizer.convert_tokens_to_ids("<image>"): "<image>"}
+    with pytest.raises(
+        RequestError, match=rf"record 8, field '{field}': holds '<image>' \(token 49152\), .* leave"
+    ):
+        rows_for(
+            tokenizer, [REQUESTS[0], request_], "subject_last", unknown=unknown, first_request=7
+        )
+    rows_for(tokenizer, REQUESTS, "subject_last", unknown=unknown)

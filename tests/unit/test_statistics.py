@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,15 @@ def test_a_key_that_is_not_finite_is_refused(demo_model: Any, tmp_path: Path) ->
             model, demo_model[1], RandomCorpus(100), [1, 2], block_length=LENGTH, folder=tmp_path
         )
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_token_without_embedding_is_refused(demo_model: Any, tmp_path: Path) -> None:
+    model, tokenizer = demo_model[0], copy.deepcopy(demo_model[1])
+    tokenizer.add_tokens(["<image>"])
+    path = tmp_path / "page.txt"
+    path.write_text("A page with an <image> in it.")
+    with pytest.raises(DataFileError, match=r"'page' holds '<image>' \(token 49152\), .* leave"):
+        collect_statistics(model, tokenizer, TextFiles.of(path), [1], folder=tmp_path)
 
 
 def test_layers_and_corpora_must_be_there(demo_model: Any, tmp_path: Path) -> None:

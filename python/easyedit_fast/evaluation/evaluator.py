@@ -13,7 +13,7 @@ from easyedit_fast.evaluation.generation import continue_greedily
 from easyedit_fast.evaluation.rows import Row, rows_of
 from easyedit_fast.evaluation.teacher_forcing import Prediction, predict_targets
 from easyedit_fast.metrics import IGNORED_LABEL, begins_with, same_text, token_agreement
-from easyedit_fast.models.limits import context_length
+from easyedit_fast.models.limits import context_length, find_token, tokens_without_embedding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,7 +69,8 @@ class Evaluator:
             ``…_text`` is the text. Whether locality holds is told by `compare`.
 
         Raises:
-            RequestError: A prompt is longer than the model's context.
+            RequestError: A prompt is longer than the model's context, or holds a token that the
+                model has no embedding for.
         """
         rows = rows_of(requests)
         if not rows:
@@ -78,6 +79,7 @@ class Evaluator:
             [row.text for row in rows], target_spans=[row.target_span for row in rows]
         )
         new_tokens = _new_tokens(rows, batch)
+        self._require_embeddings(rows, batch)
         self._require_room(rows, batch.lengths + (new_tokens if generate else 0))
         edits = None if updates is None else [updates[row.request] for row in rows]
         predictions = predict_targets(self.model, rows, batch, edits, self.batch_size)
@@ -99,6 +101,15 @@ class Evaluator:
                 _add_text(scores[row.request]["generated"], row, text)
         return scores
 
+    def _require_embeddings(self, rows: Sequence[Row], batch: TokenBatch) -> None:
+        unknown = tokens_without_embedding(self.model, self.tokenizer)
+        found = find_token(batch.input_ids, unknown)
+        if found is not None:
+            row, column, reason = found
+            assert batch.labels is not None
+            field = _field(rows[row], in_answer=batch.labels[row, column] != IGNORED_LABEL)
+            raise RequestError(reason, record=rows[row].request, field=field)
+
     def _require_room(self, rows: Sequence[Row], lengths: NDArray[np.int64]) -> None:
         limit = context_length(self.model)
         if limit is None or int(lengths.max()) <= limit:
@@ -108,7 +119,7 @@ class Evaluator:
             f"{row.prompt[:40]!r}… needs {int(lengths.max())} tokens with its answer, and the "
             f"model takes {limit}; shorten it",
             record=row.request,
-            field=row.section if row.key == row.section else f"{row.section}.{row.key}",
+            field=_field(row),
         )
 
 
@@ -187,6 +198,14 @@ def _section(entry: dict[str, Any], row: Row) -> dict[str, Any]:
     """Where a row's scores stand: in the entry itself, or in one of its two nested mappings."""
     nested: dict[str, Any] = entry.get(row.section, entry)
     return nested
+
+
+def _field(row: Row, *, in_answer: bool = False) -> str:
+    """The field of a request that a row comes from; the answer of a probe is part of its field."""
+    if row.section in ("rewrite", "rephrase") and in_answer:
+        return "target_new"
+    plain = {"rewrite": "prompt", "rephrase": "rephrase_prompt"}
+    return plain.get(row.section, f"{row.section}.{row.key}")
 
 
 def _new_tokens(rows: Sequence[Row], batch: TokenBatch) -> NDArray[np.int64]:

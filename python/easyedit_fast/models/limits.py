@@ -1,14 +1,65 @@
-"""What a model's config says about how much it takes."""
+"""What a model can read: how many tokens, and which."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens that the model reads, where its config tells."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return length
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many token ids the model has an embedding for."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
+
+
+def tokens_without_embedding(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[int, str]:
+    """Added tokens that the model has no embedding for, such as an image token, by their ids.
+
+    Only a text that holds one literally gives its id; looking that up would fail, and on a GPU
+    would leave the device unusable.
+    """
+    rows = embedding_rows(model)
+    added = tokenizer.get_added_vocab().items()
+    return {number: token for token, number in added if number >= rows}
+
+
+def find_token(
+    input_ids: NDArray[np.int64], tokens: Mapping[int, str]
+) -> tuple[int, int, str] | None:
+    """The first place of one of `tokens_without_embedding`.
+
+    Args:
+        input_ids: ``[rows, columns]``, on the host.
+        tokens: Names by id.
+
+    Returns:
+        Row, column and what to say of it; None where no row holds one.
+    """
+    if not tokens:
+        return None
+    places = np.argwhere(np.isin(input_ids, list(tokens)))
+    if len(places) == 0:
+        return None
+    row, column = places[0].tolist()
+    number = int(input_ids[row, column])
+    reason = (
+        f"holds {tokens[number]!r} (token {number}), which the model has no embedding for; "
+        "leave it out, or give the model one (resize_token_embeddings)"
+    )
+    return row, column, reason

@@ -13,6 +13,7 @@ import torch
 from easyedit_fast.errors import MissingFileError, ModelError
 from easyedit_fast.models.compat import dtype_argument, quiet_transformers
 from easyedit_fast.models.demo import DEMO_MODEL, demo_folder
+from easyedit_fast.models.limits import embedding_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -110,7 +111,7 @@ def check_tokenizer(
         *tokenizer("The").input_ids,
         *(id_ for id_ in (tokenizer.eos_token_id, tokenizer.pad_token_id) if id_ is not None),
     ]
-    highest, rows = max(used, default=0), _embedding_rows(model)
+    highest, rows = max(used, default=0), embedding_rows(model)
     if highest >= rows:
         raise ModelError(
             f"the tokenizer{f' of {source!r}' if source else ''} makes token ids up to "
@@ -119,16 +120,10 @@ def check_tokenizer(
         )
 
 
-def _embedding_rows(model: PreTrainedModel) -> int:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[0]
-
-
 def _settle_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Pads are masked, but they are looked up: the model must have an embedding for them."""
     pad = tokenizer.pad_token_id
-    if pad is None or pad >= _embedding_rows(model):
+    if pad is None or pad >= embedding_rows(model):
         tokenizer.pad_token = tokenizer.eos_token
 
 

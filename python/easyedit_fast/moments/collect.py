@@ -23,6 +23,7 @@ from easyedit_fast.data import Corpus, RequestTokenizer
 from easyedit_fast.errors import DataFileError, NonFiniteError
 from easyedit_fast.kernels import second_moment_
 from easyedit_fast.models.architectures import Architecture, edited_module, key_size, module
+from easyedit_fast.models.limits import find_token, tokens_without_embedding
 from easyedit_fast.models.tracing import frozen, watch_input
 from easyedit_fast.moments.processes import rank_and_ranks, sum_over_ranks
 from easyedit_fast.moments.second_moment import SecondMoment
@@ -105,7 +106,7 @@ class Pass:
 
         Raises:
             NonFiniteError: A key is not finite.
-            DataFileError: The corpus holds no token.
+            DataFileError: The corpus holds no token, or one that the model has no embedding for.
         """
         rank, ranks = rank_and_ranks()
         partial = {layer: total.float() for layer, total in sums.totals.items()}
@@ -127,11 +128,15 @@ class Pass:
         """The blocks of each chunk [rows, t], until there are tokens enough."""
         rows = max(1, _CHUNK_TOKENS // self.block_length)
         left = self.tokens
+        unknown = tokens_without_embedding(self.model, tokenizer)
         blocks = corpus.blocks(
             RequestTokenizer.from_transformers(tokenizer), block_length=self.block_length, rows=rows
         )
         for chunk in blocks:
             needed = chunk[: -(-left // chunk.shape[1])]
+            found = find_token(needed, unknown)
+            if found is not None:
+                raise DataFileError(f"the corpus {corpus.name!r} {found[-1]}")
             left -= needed.size
             yield needed
             if left <= 0:

@@ -21,7 +21,7 @@ from easyedit_fast.models.architectures import (
     key_size,
 )
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.models.limits import context_length
+from easyedit_fast.models.limits import context_length, tokens_without_embedding
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import frozen, row_updates
 from easyedit_fast.models.trunk import capture_tails
@@ -193,6 +193,7 @@ class Rome:
                     self.hparams.fact_token,
                     self._model.device,
                     context=context_length(self._model),
+                    unknown=tokens_without_embedding(self._model, self._tokenizer),
                     first_request=first,
                 )
             own = earlier[first : first + size] if len(earlier) > 1 else earlier

@@ -7,13 +7,14 @@ on which the KL term keeps what the model knows of the subject.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from easyedit_fast.data import RequestTokenizer, TokenBatch
 from easyedit_fast.errors import RequestError
+from easyedit_fast.models.limits import find_token
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.rome.hparams import FactToken
 
@@ -82,6 +83,7 @@ def build_rows(
     device: torch.device,
     *,
     context: int | None = None,
+    unknown: Mapping[int, str] | None = None,
     first_request: int = 0,
 ) -> Rows:
     """Builds the rows of some requests.
@@ -93,11 +95,13 @@ def build_rows(
         fact_token: Which token is edited.
         device: Where the rows shall be.
         context: The most tokens that the model reads; None for any number.
+        unknown: Tokens that the model has no embedding for, by id; None for none.
         first_request: Number of the first request in the whole list, for errors.
 
     Raises:
         RequestError: The fact token of a request comes after the first token of its target, a
-            row is longer than `context`, or the subject or target has no token.
+            row is longer than `context` or holds an `unknown` token, or the subject or target has
+            no token.
     """
     rows_per_request = len(templates) + 1
     rows = len(requests) * rows_per_request
@@ -105,6 +109,7 @@ def build_rows(
     batch = _encode(tokenizer, requests, templates, fact_token, number)
     assert batch.labels is not None
     assert batch.subject_last is not None
+    _refuse_unknown(batch.input_ids, batch.labels, number, unknown or {})
     fact_position = batch.subject_last + (fact_token == "subject_first_after_last")
     essence_rows = np.arange(rows) % rows_per_request == len(templates)
     target_row, label_position = np.nonzero((batch.labels != -100) & ~essence_rows[:, None])
@@ -156,6 +161,16 @@ def _encode(
     except RequestError as error:
         record = None if error.record is None else int(number[error.record])
         raise RequestError(error.reason, record=record, field=error.field) from None
+
+
+def _refuse_unknown(
+    input_ids: np.ndarray, labels: np.ndarray, number: np.ndarray, unknown: Mapping[int, str]
+) -> None:
+    found = find_token(input_ids, unknown)
+    if found is not None:
+        row, column, reason = found
+        field = "prompt" if labels[row, column] == -100 else "target_new"
+        raise RequestError(reason, record=int(number[row]), field=field)
 
 
 def _refuse_late_fact(fact_position: np.ndarray, label: np.ndarray, number: np.ndarray) -> None:
