@@ -5,34 +5,38 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from easyedit_fast.edits import Edit
-from easyedit_fast.errors import ModelError, RequestError
-from easyedit_fast.evaluation import Evaluator, merge
+from easyedit_fast.errors import HparamsError, ModelError, RequestError
+from easyedit_fast.evaluation import Evaluator, add_batch_scores, merge
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
-from easyedit_fast.ledger import save_edited_model
+from easyedit_fast.ledger import remove, save_edited_model
 from easyedit_fast.methods import Progress, method_factory
 from easyedit_fast.metrics import summarise
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.loading import check_tokenizer, load_model
-from easyedit_fast.requests import EditRequest, refuse_contradictions
+from easyedit_fast.requests import EditRequest
 from easyedit_fast.results import EditResult
+from easyedit_fast.sequence import Batch, in_batches
 from easyedit_fast.timings import Timings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from easyedit_fast.evaluation.isolation import Updates
     from easyedit_fast.models.architectures import Architecture
     from easyedit_fast.updates import ComputedUpdates
 
 Requests: TypeAlias = EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]
 HparamsLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Hparams | None
+_Scores: TypeAlias = list[dict[str, Any]]
+_Score: TypeAlias = Callable[[Sequence[EditRequest], str, "Sequence[Updates] | None"], _Scores]
 
 
 class Editor:
@@ -136,6 +140,7 @@ class Editor:
         requests: Requests,
         *,
         isolated: bool = False,
+        sequential: int | None = None,
         evaluate: bool = True,
         generate: bool = True,
         progress: Progress | None = None,
@@ -146,6 +151,9 @@ class Editor:
             requests: One request or several, as `EditRequest` or as dicts of its fields.
             isolated: Give each request its own copy of the model instead, as benchmarks do: the
                 model stays as it is, and ``result.edits`` holds one edit a request.
+            sequential: Edit in batches of this many requests, one after another: each is computed
+                for the model that holds the batches before it, and ``result.edits`` holds one edit
+                a batch. None: all requests in one batch.
             evaluate: Score the requests before and after.
             generate: Score greedy generations too, not only teacher-forced tokens.
             progress: Called with the number of requests that are done, and of all.
@@ -154,39 +162,37 @@ class Editor:
             Edits, metrics and timings.
 
         Raises:
-            RequestError: A request cannot be used, or two contradict each other.
+            RequestError: A request cannot be used, or two of one batch contradict each other.
+            HparamsError: ``sequential`` is not positive, or goes with ``isolated``.
             NonFiniteError: A result is not finite. The weights are as they were.
         """
         request_list = _request_list(requests)
-        if not isolated:
-            refuse_contradictions(request_list)
+        if isolated and sequential is not None:
+            raise HparamsError("isolated edits know no order; give either isolated or sequential")
+        batches = [] if isolated else in_batches(request_list, sequential)
         timings = Timings()
-        pre = self._score(request_list, None, generate, timings, "before") if evaluate else []
-        computed = self.method.compute(
-            request_list, isolated=isolated, timings=timings, progress=progress
-        )
-        edits = self._as_edits(request_list, computed, isolated)
-        metrics: list[dict[str, Any]] = []
-        try:
-            if not isolated:
-                with timings.phase("update"):
-                    edits[0].apply(self.model)
-            if evaluate:
-                own = [edit.updates for edit in edits] if isolated else None
-                post = self._score(request_list, own, generate, timings, "after")
-                metrics = merge(request_list, pre, post)
-        except BaseException:
-            # The caller gets no result to revert by.
-            if edits[0].is_applied:
-                edits[0].revert()
-            raise
+        score = self._scorer(generate, timings) if evaluate else None
+        pre = score(request_list, "before", None) if score else []
+        if isolated:
+            edits, details = self._compute(request_list, True, timings, progress)
+            own = [edit.updates for edit in edits]
+            post = score(request_list, "after", own) if score else []
+            post_batch = []
+        else:
+            edits, details, post_batch, post = self._edit_in_batches(
+                batches, score, timings, progress
+            )
+        metrics = merge(request_list, pre, post) if evaluate else []
+        if sequential is not None:
+            metrics = add_batch_scores(metrics, post_batch)
+        settings = {"isolated": isolated, "sequential": sequential, "method": self.method.name}
         return EditResult(
             edits=edits,
             metrics=metrics,
             summary=summarise(metrics),
             timings=timings,
-            details=computed.details,
-            settings={"isolated": isolated, "method": self.method.name, **self.method.settings()},
+            details=details,
+            settings={**settings, **self.method.settings()},
         )
 
     @contextlib.contextmanager
@@ -196,9 +202,7 @@ class Editor:
         try:
             yield result
         finally:
-            for edit in result.edits:
-                if edit.is_applied:
-                    edit.revert()
+            self._take_out(result.edits)
 
     def save_model(self, folder: str | Path) -> None:
         """Saves the edited model and its tokenizer as ordinary transformers folders.
@@ -212,19 +216,72 @@ class Editor:
         """
         save_edited_model(self.model, self.tokenizer, folder)
 
-    def _score(
+    def _edit_in_batches(
         self,
-        requests: list[EditRequest],
-        own_updates: Any,
-        generate: bool,
+        batches: Sequence[Batch],
+        score: _Score | None,
         timings: Timings,
-        when: str,
-    ) -> list[dict[str, Any]]:
-        with timings.phase(f"evaluate {when}"):
-            return self._evaluator.score(requests, updates=own_updates, generate=generate)
+        progress: Progress | None,
+    ) -> tuple[list[Edit], list[dict[str, Any]], _Scores, _Scores]:
+        """Applies one batch after another, or none of them.
+
+        Returns:
+            An edit a batch; then, one a request: what the method tells, the scores right after its
+            own batch, and those of the final model.
+        """
+        requests = [request for batch in batches for request in batch.requests]
+        edits: list[Edit] = []
+        details: list[dict[str, Any]] = []
+        post_batch: _Scores = []
+        try:
+            for batch in batches:
+                with batch.naming_errors():
+                    tell = None if progress is None else batch.progress(progress)
+                    made, told = self._compute(batch.requests, False, timings, tell)
+                    edits += made
+                    details += told
+                    with timings.phase("update"):
+                        edits[-1].apply(self.model)
+                if score and batch is not batches[-1]:
+                    post_batch += score(batch.requests, "after each batch", None)
+            post = score(requests, "after", None) if score else []
+        except BaseException:
+            # The caller gets no result to revert by.
+            self._take_out(edits)
+            raise
+        # Right after the last batch, the model is the final one.
+        return edits, details, post_batch + post[len(post_batch) :], post
+
+    def _take_out(self, edits: Iterable[Edit]) -> None:
+        """Reverts those that are applied, in one go."""
+        applied = [edit for edit in edits if edit.is_applied]
+        if applied:
+            remove(self.model, applied)
+
+    def _scorer(self, generate: bool, timings: Timings) -> _Score:
+        def score(
+            requests: Sequence[EditRequest], when: str, updates: Sequence[Updates] | None
+        ) -> _Scores:
+            with timings.phase(f"evaluate {when}"):
+                return self._evaluator.score(requests, updates=updates, generate=generate)
+
+        return score
+
+    def _compute(
+        self,
+        requests: Sequence[EditRequest],
+        isolated: bool,
+        timings: Timings,
+        progress: Progress | None,
+    ) -> tuple[list[Edit], list[dict[str, Any]]]:
+        """Edits that are not applied yet, and what the method tells of each request."""
+        computed = self.method.compute(
+            requests, isolated=isolated, timings=timings, progress=progress
+        )
+        return self._as_edits(requests, computed, isolated), computed.details
 
     def _as_edits(
-        self, requests: list[EditRequest], computed: ComputedUpdates, isolated: bool
+        self, requests: Sequence[EditRequest], computed: ComputedUpdates, isolated: bool
     ) -> list[Edit]:
         shares = [[request] for request in requests] if isolated else [requests]
         return [

@@ -137,7 +137,7 @@ class Edit:
                 "this edit object was not applied to a model, so there is nothing to revert; "
                 "if a model holds the edit, name it: revert(model)"
             )
-        ledger.remove(edited, self)
+        ledger.remove(edited, [self])
         if edited is self._model:
             self._model = None
 

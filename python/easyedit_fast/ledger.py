@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -115,22 +115,32 @@ def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
     _set_config_ids(model, applied_edit_ids(model))
 
 
-def remove(model: PreTrainedModel, edit: Edit) -> None:
-    """Takes an edit out of the model's weights; see `Edit.revert`."""
-    ledger, edit_id = _weights(model), edit.id
+def remove(model: PreTrainedModel, edits: Sequence[Edit]) -> None:
+    """Takes edits out of the model's weights, all or nothing; see `Edit.revert`.
+
+    However many they are, each weight is built anew once.
+    """
+    ledger, edit_ids = _weights(model), {edit.id for edit in edits}
+    fitting: dict[str, torch.nn.Parameter] = {}
+    for edit in edits:
+        fitting.update(_parameters(model, edit.updates))
     parameters = {
         name: parameter
-        for name, parameter in _parameters(model, edit.updates).items()
-        if name in ledger and edit_id in ledger[name].updates
+        for name, parameter in fitting.items()
+        if name in ledger and edit_ids & ledger[name].updates.keys()
     }
     for name in _settle(model, parameters):
         del parameters[name]
     if not parameters:
-        raise EditStateError(_not_removable(model, edit_id))
-    before = {name: dict(ledger[name].updates) for name in parameters}
+        raise EditStateError(_not_removable(model, edit_ids))
+    before = {name: ledger[name].updates for name in parameters}
     try:
         for name, parameter in parameters.items():
-            del ledger[name].updates[edit_id]
+            ledger[name].updates = {
+                edit_id: update
+                for edit_id, update in before[name].items()
+                if edit_id not in edit_ids
+            }
             _rebuild(parameter, ledger[name])
     except BaseException:
         for name, parameter in parameters.items():
@@ -140,7 +150,7 @@ def remove(model: PreTrainedModel, edit: Edit) -> None:
     for name in parameters:
         if not ledger[name].updates:
             del ledger[name]
-    _drop_config_ids(model, [edit_id])
+    _drop_config_ids(model, edit_ids)
 
 
 def save_edited_model(
@@ -248,8 +258,8 @@ def _already(model: torch.nn.Module, edit_id: str) -> str:
     )
 
 
-def _not_removable(model: torch.nn.Module, edit_id: str) -> str:
-    if edit_id in _config_ids(model):
+def _not_removable(model: torch.nn.Module, edit_ids: set[str]) -> str:
+    if edit_ids & set(_config_ids(model)):
         return (
             "the model was saved with this edit, and the weights from before it are not at hand; "
             "load the unedited model"

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 IGNORED_LABEL = -100
-_PHASES = ("pre", "post")
+_PHASES = ("pre", "post_batch", "post", "retention")
 _Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _WORD = re.compile(r"\w+(?:[-.,'’]\w+)*|\.{3}|-{2}|[^\w\s]")
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
@@ -124,7 +124,8 @@ def summarise(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     then those means over the requests, so that every request counts the same.
 
     Args:
-        metrics: One mapping a request, with ``pre`` and ``post``.
+        metrics: One mapping a request, with ``pre`` and ``post``, and after sequential edits
+            ``post_batch`` and ``retention``.
 
     Returns:
         The same nesting; every leaf is ``{"mean": …, "count": …}``, where count is the number of

@@ -158,23 +158,28 @@ def fill_prompt(prompt: str, subject: str) -> tuple[str, int]:
     )
 
 
-def refuse_contradictions(requests: Sequence[EditRequest]) -> None:
+def refuse_contradictions(requests: Sequence[EditRequest], *, first: int = 0) -> None:
     """Refuses requests that cannot hold in one model: the same prompt with different targets.
 
     Runs of white space in the prompts count as one space.
 
+    Args:
+        requests: The requests.
+        first: Place of the first of them in the whole list.
+
     Raises:
-        RequestError: Names both requests by their place in the list.
+        RequestError: Names both requests by their place in the whole list.
     """
-    first: dict[str, int] = {}
+    seen: dict[str, int] = {}
     for place, request in enumerate(requests):
-        other = first.setdefault(" ".join(request.prompt.split()), place)
+        other = seen.setdefault(" ".join(request.prompt.split()), place)
         if requests[other].target_new != request.target_new:
             raise RequestError(
-                f"requests {other} and {place} have the same prompt {request.prompt!r} and "
-                f"different targets ({requests[other].target_new!r} and {request.target_new!r}); "
-                "drop one of them, or edit them isolated (isolated=True, --isolated)",
-                record=place,
+                f"requests {first + other} and {first + place} have the same prompt "
+                f"{request.prompt!r} and different targets ({requests[other].target_new!r} and "
+                f"{request.target_new!r}); drop one of them, or edit them isolated "
+                "(isolated=True, --isolated)",
+                record=first + place,
                 field="target_new",
             )
 

@@ -15,11 +15,13 @@ class EditResult:
     """The outcome of one call of `Editor.edit`.
 
     Attributes:
-        edits: The edit objects: one that holds all requests (together), or one a request
-            (isolated), in the order of the requests.
+        edits: The edit objects: one that holds all requests (together), one a batch (sequential),
+            or one a request (isolated), in the order of the requests.
         metrics: One dict a request in EasyEdit's nesting: ``["post"]["rewrite_acc"]``,
             ``["post"]["locality"]["neighborhood_acc"]`` and so on; the scores of greedy
-            generation lie under ``["post"]["generated"]``. Empty where nothing was evaluated.
+            generation lie under ``["post"]["generated"]``. After sequential edits ``post`` is of
+            the final model, ``post_batch`` of the model right after the request's own batch, and
+            ``retention`` tells what is left. Empty where nothing was evaluated.
         summary: The same nesting; every leaf is ``{"mean": …, "count": …}``.
         timings: Seconds, phase by phase.
         details: What the method tells of each request, e.g. optimisation steps and losses.
@@ -39,12 +41,10 @@ class EditResult:
         """The one edit that holds everything.
 
         Raises:
-            EditStateError: The requests were edited in isolation, and are several.
+            EditStateError: There are several: the requests were isolated, or in several batches.
         """
         if len(self.edits) != 1:
-            raise EditStateError(
-                f"this result holds {len(self.edits)} isolated edits; use result.edits[i]"
-            )
+            raise EditStateError(f"this result holds {len(self.edits)} edits; use result.edits[i]")
         return self.edits[0]
 
     def to_dict(self) -> dict[str, Any]:

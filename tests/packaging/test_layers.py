@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "easyedit_fast"
 LEVELS = (
     {"errors"},
     {"files", "hparams", "requests", "timings", "version"},
-    {"kernels", "models", "updates"},
+    {"kernels", "models", "sequence", "updates"},
     {"data", "edit_files", "ledger", "metrics"},
     {"edits", "moments", "training"},
     {"evaluation", "mend", "results", "rome", "serac"},
