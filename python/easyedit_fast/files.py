@@ -1,14 +1,17 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and their digests."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from easyedit_fast.errors import MissingFileError
+
+_BLOCK = 1 << 20
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -47,6 +50,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _umask() -> int:

@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "easyedit_fast"
 LEVELS = (
     {"errors"},
     {"files", "hparams", "requests", "timings", "version"},
-    {"kernels", "models", "sequence", "updates"},
+    {"kernels", "models", "result_files", "sequence", "updates"},
     {"data", "edit_files", "ledger", "metrics"},
     {"edits", "moments", "training"},
     {"evaluation", "mend", "results", "rome", "serac"},
     {"methods"},
     {"editor"},
+    {"runs"},
     {"cli", "easyeditor", "serving"},
     {"__main__"},
 )
