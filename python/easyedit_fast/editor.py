@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,11 @@ from easyedit_fast.metrics import summarise
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.loading import check_tokenizer, load_model
-from easyedit_fast.requests import EditRequest
+from easyedit_fast.requests import EditRequest, refuse_contradictions
 from easyedit_fast.results import EditResult
 from easyedit_fast.sequence import Batch, in_batches
 from easyedit_fast.timings import Timings
+from easyedit_fast.version import installed_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -170,6 +170,8 @@ class Editor:
         if isolated and sequential is not None:
             raise HparamsError("isolated edits know no order; give either isolated or sequential")
         batches = [] if isolated else in_batches(request_list, sequential)
+        for batch in batches:  # a later one may change what an earlier one set
+            refuse_contradictions(batch.requests, first=batch.first)
         timings = Timings()
         score = self._scorer(generate, timings) if evaluate else None
         pre = score(request_list, "before", None) if score else []
@@ -177,7 +179,7 @@ class Editor:
             edits, details = self._compute(request_list, True, timings, progress)
             own = [edit.updates for edit in edits]
             post = score(request_list, "after", own) if score else []
-            post_batch = []
+            post_batch: _Scores = []
         else:
             edits, details, post_batch, post = self._edit_in_batches(
                 batches, score, timings, progress
@@ -294,7 +296,7 @@ class Editor:
                 architecture=self.method.architecture,
                 hparams=self.method.used_hparams(),
                 settings=self.method.settings(),
-                versions=_versions(),
+                versions=installed_versions(),
             )
             for updates, share in zip(computed.updates, shares, strict=True)
         ]
@@ -336,8 +338,3 @@ def _loading_keys(hparams: HparamsLike) -> Mapping[str, Any]:
 def _device(key: int | str | None) -> str | None:
     """EasyEdit's ``device``: the number of a GPU, or torch's name of a device."""
     return f"cuda:{key}" if isinstance(key, int) else key
-
-
-def _versions() -> dict[str, str]:
-    names = ("easyedit-fast", "torch", "transformers")
-    return {name: importlib.metadata.version(name) for name in names}

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from easyedit_fast.errors import EasyEditFastError, HparamsError, RequestError
-from easyedit_fast.requests import EditRequest, refuse_contradictions
+from easyedit_fast.requests import EditRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +69,12 @@ def in_batches(requests: Sequence[EditRequest], size: int | None) -> list[Batch]
 
     Raises:
         HparamsError: The size is not positive.
-        RequestError: Two requests of one batch have the same prompt and different targets. A
-            later batch may change what an earlier one set.
     """
     if size is not None and size < 1:
-        raise HparamsError(
-            f"sequential must be the number of requests in a batch, at least 1, not {size}"
-        )
+        raise HparamsError(f"a batch must hold at least 1 request, not {size}")
     width = size or len(requests)
     starts = range(0, len(requests), width)
-    batches = [
+    return [
         Batch(requests[first : first + width], first, number, len(starts), len(requests))
         for number, first in enumerate(starts)
     ]
-    for batch in batches:
-        refuse_contradictions(batch.requests, first=batch.first)
-    return batches

@@ -21,13 +21,20 @@ class RequestList(list[EditRequest]):
 
     Attributes:
         skipped: What was wrong with the records that were left out (``on_error="skip"``).
+        records: Number of each request's record in the file, from 0.
     """
 
     def __init__(
-        self, requests: Iterable[EditRequest] = (), skipped: Iterable[RequestError] = ()
+        self,
+        requests: Iterable[EditRequest] = (),
+        skipped: Iterable[RequestError] = (),
+        offset: int = 0,
     ) -> None:
         super().__init__(requests)
         self.skipped = list(skipped)
+        left_out = {error.record for error in self.skipped}
+        looked_at = range(offset, offset + len(self) + len(self.skipped))
+        self.records = [number for number in looked_at if number not in left_out]
 
 
 def read_requests(
@@ -67,7 +74,7 @@ def read_requests(
         if value is not None and value < 0:
             raise ValueError(f"{name} must not be negative, not {value}")
     read = native.read_records(path, format=format, limit=limit, offset=offset, on_error=on_error)
-    return RequestList((_request(record) for record in read.records), read.skipped)
+    return RequestList((_request(record) for record in read.records), read.skipped, offset)
 
 
 def _request(record: _loader.Record) -> EditRequest:

@@ -1,0 +1,47 @@
+"""A part of a data file, and what tells it from others."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from easyedit_fast.data import RequestList, read_requests
+from easyedit_fast.errors import RequestError
+from easyedit_fast.files import digest
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Some records of a data file.
+
+    Attributes:
+        path: The file.
+        requests: Their requests; ``requests.records`` are their numbers in the file.
+        identity: What tells these records from others: the file's digest, and which part of it.
+    """
+
+    path: Path
+    requests: RequestList
+    identity: dict[str, Any]
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> Records:
+        """Reads them; see `read_requests` for the arguments and the other errors.
+
+        Raises:
+            RequestError: There is no record.
+        """
+        requests = read_requests(path, limit=limit, offset=offset, on_error=on_error)
+        if not requests:
+            raise RequestError(f"{os.fspath(path)} holds no record; there is nothing to edit")
+        part = {"offset": offset, "limit": limit, "on_error": on_error}
+        return cls(Path(path), requests, {"sha256": digest(Path(path)), **part})
