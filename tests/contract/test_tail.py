@@ -232,6 +232,30 @@ def test_captured_keys_and_values(family: str) -> None:
     assert tail.key.shape == (len(LENGTHS), projection.weight.numel() // tail.value.shape[1])
 
 
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_layers_from_one_run(family: str, padding: str) -> None:
+    """Each layer's tail is, bit for bit, the one of a run of its own; the prefix is held once."""
+    model, rows = shared_model(family), make_rows(padding)
+    delta = make_delta(model, rows)
+    architecture = architecture_of(model)
+    tails = Tail.capture_layers(
+        model, architecture, [3, 0, 1], rows.input_ids, rows.attention_mask, rows.start
+    )
+    assert list(tails) == [3, 0, 1]
+    for layer, tail in tails.items():
+        alone = capture(model, layer, rows)
+        for name in ("key", "value", "entering"):
+            assert torch.equal(getattr(tail, name), getattr(alone, name)), name
+        assert sorted(tail.prefix) == sorted(alone.prefix) == list(range(layer, 4))
+        result = tail.logits(delta, rows.rows, rows.columns)
+        assert torch.equal(result, alone.logits(delta, rows.rows, rows.columns))
+        for above, states in tail.prefix.items():
+            assert all(
+                one is other for one, other in zip(states, tails[0].prefix[above], strict=True)
+            )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_runs_in_bfloat16(family: str) -> None:
     model, rows = tiny_model(family).to(torch.bfloat16), make_rows("left")
