@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,8 @@ from easyedit_fast.rome.context_templates import (
 from easyedit_fast.rome.hparams import ROMEHyperParams, resolve_rome_hparams
 from easyedit_fast.rome.optimise import OptimisedValues, optimise_values
 from easyedit_fast.rome.rows import Rows, build_rows
-from easyedit_fast.rome.solve import solve_update
 from easyedit_fast.rome.statistics import LayerStatistics
+from easyedit_fast.rome.values import LayerValues
 from easyedit_fast.timings import Timings
 from easyedit_fast.updates import ComputedUpdates, LowRankUpdate
 
@@ -44,23 +44,6 @@ if TYPE_CHECKING:
 
 _ROWS_PER_BATCH = 128
 """Rows (request × template) that are optimised at once."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _LayerEdit:
-    """What one layer's closed form needs; the first dimension is the request.
-
-    Attributes:
-        bare_keys: [n, d_in], k under the first template.
-        mean_keys: [n, d_in], the mean of k over the templates.
-        deltas: [n, d_out], v* − v.
-        losses: Per request, the list of (total, NLL, KL, weight decay) before each step.
-    """
-
-    bare_keys: Tensor
-    mean_keys: Tensor
-    deltas: Tensor
-    losses: list[list[list[float]]]
 
 
 class Rome:
@@ -166,23 +149,55 @@ class Rome:
                 if progress is not None:
                     progress(before + done, total)
 
-            edit = self._edit_layer(layer, requests, templates, updates, timings, tell)
+            values = self._values([layer], requests, templates, updates, timings, tell)
             with timings.phase("solve"):
-                self._solve(layer, edit, updates, details)
+                self._solve(layer, values[layer], updates, details)
         return ComputedUpdates(updates, details)
 
-    def _edit_layer(
+    def values(
         self,
-        layer: int,
+        requests: Sequence[EditRequest],
+        layers: Sequence[int],
+        *,
+        timings: Timings,
+        first_request: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[int, LayerValues]:
+        """Keys and optimised values at several layers, at each as if it alone were edited.
+
+        The keys of all layers come from one forward pass a batch, and so does all else that the
+        optimisations above them start from. Closed forms with one second moment or another
+        (`LayerValues.solve`) need no more of the model.
+
+        Args:
+            requests: The requests.
+            layers: The layers, from 0; they need not be those of the hyperparameters.
+            timings: As for `compute`, without ``solve``.
+            first_request: Number of the first request in the whole list, for errors.
+            progress: Called after each batch of requests with the number done.
+
+        Raises:
+            ModelError: A layer is not in the model.
+            NonFiniteError: Names the request whose values are not finite.
+        """
+        with timings.phase("templates"):
+            templates = self.context_templates()
+        tell = progress or (lambda _: None)
+        return self._values(layers, requests, templates, [{}], timings, tell, first_request)
+
+    def _values(
+        self,
+        layers: Sequence[int],
         requests: Sequence[EditRequest],
         templates: Sequence[str],
         earlier: Sequence[dict[str, LowRankUpdate]],
         timings: Timings,
         tell: Callable[[int], None],
-    ) -> _LayerEdit:
-        """Keys and optimised values of one layer, batch by batch of requests."""
+        first_request: int = 0,
+    ) -> dict[int, LayerValues]:
+        """`values`, batch by batch of requests, in a model that holds earlier updates."""
         size = max(1, _ROWS_PER_BATCH // (len(templates) + 1))
-        parts: list[_LayerEdit] = []
+        parts: dict[int, list[LayerValues]] = {layer: [] for layer in layers}
         for first in range(0, len(requests), size):
             batch = requests[first : first + size]
             with timings.phase("tokenise"):
@@ -194,7 +209,7 @@ class Rome:
                     self._model.device,
                     context=context_length(self._model),
                     unknown=tokens_without_embedding(self._model, self._tokenizer),
-                    first_request=first,
+                    first_request=first_request + first,
                 )
             own = earlier[first : first + size] if len(earlier) > 1 else earlier
             with timings.phase("trunk"), self._earlier_layers(own, rows):
@@ -203,59 +218,54 @@ class Rome:
                 tails = capture(
                     self._model,
                     self.architecture,
-                    [layer],
+                    layers,
                     rows.input_ids,
                     rows.attention_mask,
                     rows.fact_position,
                 )
-            with timings.phase("optimise"), frozen(self._model):
-                parts.append(self._optimise(tails[layer], rows, first))
+            for layer in layers:
+                with timings.phase("optimise"), frozen(self._model):
+                    found = self._optimise(tails.pop(layer), rows, first_request + first)
+                parts[layer].append(found)
             tell(first + len(batch))
-        return _LayerEdit(
-            torch.cat([part.bare_keys for part in parts]),
-            torch.cat([part.mean_keys for part in parts]),
-            torch.cat([part.deltas for part in parts]),
-            [losses for part in parts for losses in part.losses],
-        )
+        return {layer: LayerValues.joined(found) for layer, found in parts.items()}
 
-    def _optimise(self, tail: Tail, rows: Rows, first: int) -> _LayerEdit:
+    def _optimise(self, tail: Tail, rows: Rows, first: int) -> LayerValues:
+        start = time.perf_counter()
         keys, values = tail.key.float(), tail.value.float()
         rows = rows.to(values.device)  # the edited layer's, which need not be the model's
         found = optimise_values(tail, rows, values[rows.bare_row], self.hparams)
         _refuse_non_finite(found, first)
         steps, losses = found.steps.tolist(), found.losses.transpose(0, 1).tolist()
-        return _LayerEdit(
+        return LayerValues(
             keys[rows.bare_row],
             _template_mean(keys, rows),
             found.delta,
             [loss[:step] for loss, step in zip(losses, steps, strict=True)],
+            time.perf_counter() - start,
         )
 
     def _solve(
         self,
         layer: int,
-        edit: _LayerEdit,
+        values: LayerValues,
         updates: list[dict[str, LowRankUpdate]],
         details: list[dict[str, Any]],
     ) -> None:
         """Adds the layer's updates to `updates`, and what they tell to `details`."""
         name = self.architecture.weight_name(layer)
-        factor = self._statistics.factor(layer, edit.deltas.device)
-        requests = len(edit.deltas)
-        width = 1 if len(updates) > 1 else requests
+        factor = self._statistics.factor(layer, values.deltas.device)
+        width = 1 if len(updates) > 1 else len(values.deltas)
         for place, own in enumerate(updates):
             part = slice(place * width, (place + 1) * width)
-            solved = solve_update(
-                edit.deltas[part],
-                edit.bare_keys[part],
-                edit.mean_keys[part],
+            solved = values.solve(
+                part,
                 factor,
                 self.architecture.weight_layout,
                 consistent=self.hparams.consistent_keys,
-                first_request=part.start,
             )
             own[name] = solved.update
-            for detail, losses in zip(details[part], edit.losses[part], strict=True):
+            for detail, losses in zip(details[part], values.losses[part], strict=True):
                 detail["layers"][layer] = {
                     "steps": len(losses),
                     "losses": losses,

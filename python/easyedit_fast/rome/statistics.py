@@ -65,11 +65,7 @@ class LayerStatistics:
                     hparams.second_moment,
                 )
             return cls({})
-        _refuse_one_for_all(hparams, len(modules))
-        paths = {
-            layer: _path(hparams, model_name, fingerprint, layer, name)
-            for layer, name, _ in modules
-        }
+        paths = statistics_files(hparams, model_name, fingerprint, modules)
         missing = [layer for layer, path in paths.items() if path is None]
         if missing and hparams.mom2_adjustment:
             raise HparamsError(
@@ -87,7 +83,7 @@ class LayerStatistics:
             return cls({})
         return cls(
             {
-                layer: _fitting(str(paths[layer]), fingerprint, name, size)
+                layer: read_fitting(str(paths[layer]), fingerprint, name, size)
                 for layer, name, size in modules
             }
         )
@@ -101,13 +97,32 @@ class LayerStatistics:
         return SecondMomentFactor(self._factors[layer].lower.to(device))
 
 
-def _refuse_one_for_all(hparams: ROMEHyperParams, layers: int) -> None:
+def statistics_files(
+    hparams: ROMEHyperParams,
+    model_name: str,
+    fingerprint: str,
+    modules: Sequence[tuple[int, str, int]],
+) -> dict[int, str | None]:
+    """The statistics file of each layer: the one given or found; None where there is none.
+
+    Args:
+        hparams: As `LayerStatistics.resolve` takes them, like the rest.
+        model_name: Name or path of the model.
+        fingerprint: Of the model.
+        modules: Layer, name and d_in of each edited module.
+
+    Raises:
+        HparamsError: One ``second_moment`` is given for several layers.
+    """
     given = hparams.second_moment
-    if given is not None and "{}" not in given and layers > 1:
+    if given is not None and "{}" not in given and len(modules) > 1:
         raise HparamsError(
-            f"second_moment {given!r} is one file for {layers} layers, and each has its own; "
+            f"second_moment {given!r} is one file for {len(modules)} layers, and each has its own; "
             "write '{}' in it for the layer"
         )
+    return {
+        layer: _path(hparams, model_name, fingerprint, layer, name) for layer, name, _ in modules
+    }
 
 
 def _path(
@@ -127,8 +142,19 @@ def _path(
     return None if found is None else str(found)
 
 
-def _fitting(path: str, fingerprint: str, module_name: str, size: int) -> SecondMoment:
-    """The second moment in a file, if it is that of the model's module."""
+def read_fitting(path: str, fingerprint: str, module_name: str, size: int) -> SecondMoment:
+    """The second moment in a file, if it is that of the model's module.
+
+    Args:
+        path: The file.
+        fingerprint: Of the model.
+        module_name: Name of the edited module.
+        size: Its d_in.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DataFileError: It is damaged, or belongs to another model or layer.
+    """
     moment = read_second_moment(path)
     origin = read_origin(Path(path))
     if origin is not None and origin.model_fingerprint != fingerprint:
