@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from easyedit_fast.requests import EditRequest, Probe
     from easyedit_fast.results import EditResult
     from easyedit_fast.rome.hparams import ROMEHyperParams
+    from easyedit_fast.sweeps import sweep
     from easyedit_fast.version import __version__
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
     "__version__": "easyedit_fast.version",
     "collect_statistics": "easyedit_fast.moments",
     "read_requests": "easyedit_fast.data",
+    "sweep": "easyedit_fast.sweeps",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "__version__",
     "collect_statistics",
     "read_requests",
+    "sweep",
 ]
 
 

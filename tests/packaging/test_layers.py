@@ -18,7 +18,7 @@ LEVELS = (
     {"evaluation", "mend", "results", "rome", "serac"},
     {"methods"},
     {"editor"},
-    {"runs"},
+    {"runs", "sweeps"},
     {"cli", "easyeditor", "serving"},
     {"__main__"},
 )

@@ -22,7 +22,8 @@ from easyedit_fast.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from easyedit_fast.data import Corpus
-    from easyedit_fast.sweeps import Score, SweepResult
+    from easyedit_fast.metrics import Estimate
+    from easyedit_fast.sweeps import SweepResult
 
 
 def sweep(
@@ -61,6 +62,7 @@ def sweep(
         Optional[str],  # noqa: UP045
         typer.Option(help="Hyperparameters: a YAML file, or a name such as ROME/llama-7b."),
     ] = None,
+    preset: options.Preset = None,
     second_moment: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Second-moment statistics (.npz); '{}' stands for the layer's number."),
@@ -100,7 +102,7 @@ def sweep(
     statistics = second_moment or _in_file(hparams).get("second_moment")
     # The sweep itself reads statistics, a layer at a time.
     overrides = {"layers": chosen, "mom2_adjustment": False, "second_moment": None}
-    editor = _editor(model, "rome", hparams, overrides, device=device, dtype=dtype)
+    editor = _editor(model, "rome", hparams, preset, overrides, device=device, dtype=dtype)
     from easyedit_fast.sweeps import sweep as run
 
     with phase_progress(quiet=json) as progress:
@@ -158,17 +160,25 @@ def _print(result: SweepResult) -> None:
         names = [
             name for name in SECTIONS if any(prefix + name in row.records for row in result.rows)
         ]
-        if names:
-            rows = [
-                [row.layer, row.mode, *(_cell(row.scores.get(prefix + name)) for name in names)]
-                for row in result.rows
-            ]
-            before = [_cell(result.unedited.get(prefix + name)) for name in names]
-            print_table(title, ["layer", "mode", *names], [*rows, ["", "unedited", *before]])
+        if not names:
+            continue
+        lines: list[tuple[object, str, dict[str, Estimate]]] = [
+            *((row.layer, row.mode, row.scores) for row in result.rows),
+            ("", "unedited", result.unedited),
+            *((layer, "difference", scores) for layer, scores in result.differences.items()),
+        ]
+        cells = [
+            [layer, what, *(_cell(scores.get(prefix + name)) for name in names)]
+            for layer, what, scores in lines
+        ]
+        print_table(title, ["layer", "mode", *names], cells)
     costs = [[row.layer, row.mode, row.steps, row.update_norm, row.seconds] for row in result.rows]
     print_table("An edit, in the mean", ["layer", "mode", "steps", "‖Δ‖", "seconds"], costs)
     print_timings(result.timings)
+    if result.differences:
+        print_line("difference: full - simplified, record by record")
 
 
-def _cell(score: Score | None) -> str:
-    return "" if score is None else f"{score.mean:.3f} ({score.low:.2f}–{score.high:.2f})"
+def _cell(score: Estimate | None) -> str:
+    """The mean and its 95 % interval."""
+    return "" if score is None else f"{score.mean:.2f} ({score.low:.2f}–{score.high:.2f})"

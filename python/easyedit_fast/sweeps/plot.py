@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyedit_fast.errors import MissingPackageError
-from easyedit_fast.sweeps.rows import GENERATED, MODES, SECTIONS, Mode, Score, SweepRow
+from easyedit_fast.metrics import Estimate
+from easyedit_fast.sweeps.rows import GENERATED, MODES, SECTIONS, Mode, SweepRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ _HATCHES: Mapping[Mode, str] = {"full": "", "simplified": "////"}
 _LABELS: Mapping[Mode, str] = {"full": "full (second moment C)", "simplified": "simplified (C = I)"}
 _TITLES = {"rewrite": "success (rewrite)"}
 _WIDTH, _HEIGHT, _DPI = 2.9, 2.5, 200
+_TICKS = 12
 
 
 def require_matplotlib() -> None:
@@ -43,7 +45,7 @@ def require_matplotlib() -> None:
 
 
 def plot_rows(
-    rows: Sequence[SweepRow], unedited: Mapping[str, Score], path: Path, title: str
+    rows: Sequence[SweepRow], unedited: Mapping[str, Estimate], path: Path, title: str
 ) -> None:
     """Draws the scores against the layer, with 95 % intervals as bands.
 
@@ -60,6 +62,7 @@ def plot_rows(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    layers = sorted({row.layer for row in rows})
     present = {name for row in rows for name in row.records}
     columns = [name for name in SECTIONS if name in present]
     kinds = {"teacher-forced": "", "generated": GENERATED}
@@ -75,7 +78,10 @@ def plot_rows(
         axes.set_title(_TITLES.get(name, name), fontsize="medium")
     for axes in grid[-1]:
         axes.set_xlabel("edited layer")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(layers) > _TICKS:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            axes.set_xticks(layers)
     grid[0][0].set_ylim(-0.03, 1.03)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
@@ -83,7 +89,9 @@ def plot_rows(
     figure.savefig(path, dpi=_DPI)
 
 
-def _draw(axes: Axes, rows: Sequence[SweepRow], unedited: Mapping[str, Score], name: str) -> None:
+def _draw(
+    axes: Axes, rows: Sequence[SweepRow], unedited: Mapping[str, Estimate], name: str
+) -> None:
     """One score: a line and a band a mode, and the unedited model's."""
     for mode in MODES:
         own = [(row.layer, row.scores[name]) for row in rows if row.mode == mode]

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import pydantic
 import pydantic.dataclasses
 
-from easyedit_fast.metrics import wilson_interval
+from easyedit_fast.metrics import Estimate, mean_interval, paired_difference
 
 Mode: TypeAlias = Literal["full", "simplified"]
 MODES: tuple[Mode, ...] = ("full", "simplified")
@@ -24,23 +24,6 @@ SCORES = (*SECTIONS, *(f"{GENERATED}{section}" for section in SECTIONS))
 
 Records: TypeAlias = dict[str, list[float | None]]
 """By score, each record's own; None where the record has no prompt for it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """The mean of a score over records.
-
-    Attributes:
-        mean: The mean, from 0 to 1.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        count: Records that have the score.
-    """
-
-    mean: float
-    low: float
-    high: float
-    count: int
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True))
@@ -72,7 +55,7 @@ class SweepRow:
         return len(self.records["rewrite"])
 
     @property
-    def scores(self) -> dict[str, Score]:
+    def scores(self) -> dict[str, Estimate]:
         """The mean of each score, and its 95 % interval."""
         return scores_of(self.records)
 
@@ -82,7 +65,7 @@ class SweepRow:
             "layer": self.layer,
             "mode": self.mode,
             "count": self.count,
-            **{name: dataclasses.asdict(score) for name, score in self.scores.items()},
+            **as_dicts(self.scores),
             "steps": self.steps,
             "update_norm": self.update_norm,
             "seconds": self.seconds,
@@ -107,14 +90,29 @@ def records_of(scored: Sequence[Mapping[str, Any]]) -> Records:
     return {name: found for name, found in records.items() if any(v is not None for v in found)}
 
 
-def scores_of(records: Mapping[str, Sequence[float | None]]) -> dict[str, Score]:
-    """The mean of each score over the records that have it, and its 95 % interval (Wilson)."""
-    scores = {}
-    for name, values in records.items():
-        known = [value for value in values if value is not None]
-        mean = sum(known) / len(known)
-        scores[name] = Score(mean, *wilson_interval(mean, len(known)), len(known))
-    return scores
+def scores_of(records: Mapping[str, Sequence[float | None]]) -> dict[str, Estimate]:
+    """The mean of each score over the records that have it, and its 95 % interval."""
+    return {
+        name: mean_interval([value for value in values if value is not None])
+        for name, values in records.items()
+    }
+
+
+def as_dicts(scores: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    """The same as plain JSON values."""
+    return {name: dataclasses.asdict(score) for name, score in scores.items()}
+
+
+def difference(first: SweepRow, second: SweepRow) -> dict[str, Estimate]:
+    """``first - second`` in each score, record by record, with 95 % intervals (Student's t).
+
+    A score that fewer than two records have is left out.
+    """
+    return {
+        name: paired_difference(values, second.records[name])
+        for name, values in first.records.items()
+        if sum(value is not None for value in values) > 1
+    }
 
 
 def csv_text(rows: Sequence[SweepRow]) -> str:

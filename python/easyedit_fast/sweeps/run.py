@@ -20,13 +20,23 @@ import torch
 
 from easyedit_fast.errors import HparamsError, RequestError
 from easyedit_fast.evaluation import Evaluator, compare
+from easyedit_fast.metrics import Estimate
 from easyedit_fast.models.architectures import edited_weight
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.rome import Rome
 from easyedit_fast.rome.values import LayerValues
 from easyedit_fast.sweeps.folder import SweepFolder
 from easyedit_fast.sweeps.plot import plot_rows
-from easyedit_fast.sweeps.rows import Mode, Score, SweepRow, csv_text, records_of, scores_of
+from easyedit_fast.sweeps.rows import (
+    MODES,
+    Mode,
+    SweepRow,
+    as_dicts,
+    csv_text,
+    difference,
+    records_of,
+    scores_of,
+)
 from easyedit_fast.sweeps.second_moments import SecondMoments, settle_modes
 from easyedit_fast.timings import Timings
 from easyedit_fast.version import __version__
@@ -56,16 +66,32 @@ class SweepResult:
     """
 
     rows: list[SweepRow]
-    unedited: dict[str, Score]
+    unedited: dict[str, Estimate]
     settings: dict[str, Any]
     timings: Timings
+
+    @property
+    def differences(self) -> dict[int, dict[str, Estimate]]:
+        """``full - simplified`` in each score, paired by record, at each layer that has both."""
+        by_mode: dict[Mode, dict[int, SweepRow]] = {mode: {} for mode in MODES}
+        for row in self.rows:
+            by_mode[row.mode][row.layer] = row
+        full, simplified = by_mode["full"], by_mode["simplified"]
+        return {
+            layer: difference(row, simplified[layer])
+            for layer, row in full.items()
+            if layer in simplified
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """All but the single records' scores, as plain JSON values."""
         return {
             "settings": self.settings,
-            "unedited": {name: dataclasses.asdict(score) for name, score in self.unedited.items()},
+            "unedited": as_dicts(self.unedited),
             "rows": [row.to_dict() for row in self.rows],
+            "full_minus_simplified": [
+                {"layer": layer, **as_dicts(scores)} for layer, scores in self.differences.items()
+            ],
             "timings": dict(self.timings),
         }
 
