@@ -49,6 +49,10 @@ class EditingMethod(Protocol):
         """Computes the updates and leaves the model as it was."""
         ...
 
+    def requests_at_once(self, requests: Sequence[EditRequest]) -> int:
+        """How many of these are computed together, when no batch size is given."""
+        ...
+
     def used_hparams(self) -> dict[str, Any]:
         """The hyperparameters with what they leave open filled in, as plain JSON values."""
         ...

@@ -39,7 +39,8 @@ def test_an_edit_is_made_saved_applied_and_exported(
     assert report["summary"]["post"]["rewrite_acc"] == {"mean": 1.0, "count": 1}
     assert report["settings"]["mom2_adjustment"] is False
     assert report["settings"]["layers"] == [5]
-    assert report["saved"] == {"edit": str(edit), "peft": str(adapter), "model": str(model)}
+    saved = {"edit": str(edit), "peft": str(adapter), "model": str(model), "results": None}
+    assert report["saved"] == saved
     assert report["settings"]["hyperparameters"] == f"{hparams}; given: layers"
     generated = report["metrics"][0]["post"]["generated"]
     assert generated["rewrite_acc"] == [1.0]

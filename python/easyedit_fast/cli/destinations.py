@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from easyedit_fast.errors import DataFileError, MissingFileError
+from easyedit_fast.result_files import header_path
 
 
 def require_file_path(path: Path | None, option: str) -> None:
@@ -50,3 +51,21 @@ def require_new_folder(path: Path | None, option: str) -> None:
     require_folder_path(path, option)
     if path is not None and path.is_dir() and any(path.iterdir()):
         raise DataFileError(f"{option}: {str(path)!r} is not empty; give a new folder, or empty it")
+
+
+def require_results_path(path: Path, option: str, *, folder: Path | None) -> None:
+    """Refuses a results file that cannot be written, and a folder beside it that is not its own.
+
+    Args:
+        path: The results file.
+        option: Its option, for the message.
+        folder: Where a file for each record goes (``--save``), or None. It may hold something
+            only where the results file is there already.
+
+    Raises:
+        MissingFileError: As `require_file_path`.
+        DataFileError: As `require_file_path` and `require_new_folder`.
+    """
+    require_file_path(path, option)
+    goes_on = header_path(path).exists()
+    (require_folder_path if goes_on else require_new_folder)(folder, "--save")

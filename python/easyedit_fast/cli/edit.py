@@ -12,7 +12,9 @@ from easyedit_fast.cli.destinations import (
     require_file_path,
     require_folder_path,
     require_new_folder,
+    require_results_path,
 )
+from easyedit_fast.cli.given import batch_size_of, editor_of, overrides_of, records_of
 from easyedit_fast.cli.output import (
     edit_progress,
     print_json,
@@ -20,31 +22,21 @@ from easyedit_fast.cli.output import (
     print_summary,
     print_table,
     print_timings,
-    print_warning,
 )
-from easyedit_fast.errors import HparamsError, RequestError
 
 if TYPE_CHECKING:
-    from easyedit_fast.editor import Editor
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.results import EditResult
+    from easyedit_fast.runs import Records, Run
 
 _ROWS_SHOWN = 10
 
 
 def edit(
-    model: Annotated[
-        Optional[str],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
-        typer.Option(
-            "--model",
-            "-m",
-            help="'demo' (the packaged model), a folder, or a name on the hub; unless given, "
-            "the model_name of --hparams, else 'demo'.",
-        ),
-    ] = None,
-    method: Annotated[str, typer.Option(help="Editing method: 'rome'.")] = "rome",
+    model: options.ModelOrFromHparams = None,
+    method: options.Method = "rome",
     prompt: Annotated[
-        Optional[str],  # noqa: UP045
+        Optional[str],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
         typer.Option(help="Prompt of one edit; holds the subject, or '{}' in its place."),
     ] = None,
     subject: Annotated[Optional[str], typer.Option(help="Subject of the edit.")] = None,  # noqa: UP045
@@ -53,11 +45,9 @@ def edit(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Many edits: requests (JSON, JSONL), CounterFact or zsRE."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Records of the file at most.")] = None,
-    offset: Annotated[int, typer.Option(min=0, help="Records of the file to pass over.")] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say so.")
-    ] = False,
+    limit: options.Limit = None,
+    offset: options.Offset = 0,
+    skip_bad: options.SkipBad = False,
     isolated: Annotated[
         bool,
         typer.Option(
@@ -65,28 +55,26 @@ def edit(
             help="Each edit in its own copy of the model, or all in one model.",
         ),
     ] = False,
-    hparams: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Hyperparameters: a YAML file, or a name such as ROME/llama-7b."),
-    ] = None,
+    sequential: options.Sequential = None,
+    batch_size: options.BatchSize = "auto",
+    hparams: options.Hparams = None,
     preset: options.Preset = None,
-    layers: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Layers to edit, e.g. 5, 4,5 or 4-6."),
-    ] = None,
-    second_moment: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            help="Second-moment statistics (.npz); turns them on. For several layers '{}' in the "
-            "path stands for the layer's number."
-        ),
-    ] = None,
+    layers: options.Layers = None,
+    second_moment: options.SecondMoment = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     evaluate: Annotated[bool, typer.Option(help="Score before and after the edit.")] = True,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Write the results of --isolated edits to this file as they come, a JSON line "
+            "a record; the same command goes on with it after it was ended."
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
     save: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Save the edit (.safetensors; a new folder for several isolated ones)."),
+        typer.Option(help="Save the edit (.safetensors; a new folder for several of them)."),
     ] = None,
     peft: Annotated[
         Optional[Path],  # noqa: UP045
@@ -103,24 +91,50 @@ def edit(
     Example: easyedit-fast edit --model demo --prompt "The mother tongue of {} is"
     --subject "Danielle Darrieux" --target English --save edit.safetensors
     """
-    requests = _requests(prompt, subject, target, file, (limit, offset, skip_bad))
-    if isolated and save_model is not None:
-        raise typer.BadParameter("isolated edits leave the model as it is; use --together")
-    overrides = _overrides(layers, second_moment)
-    several = isolated and len(requests) > 1
-    (require_new_folder if several else require_file_path)(save, "--save")
+    if isolated and (save_model is not None or sequential is not None):
+        option = "--sequential" if save_model is None else "--save-model"
+        raise typer.BadParameter(
+            f"isolated edits leave the model as it is; {option} needs --together"
+        )
+    if out is not None and (file is None or not isolated or peft is not None):
+        raise typer.BadParameter("--out is for --isolated edits of a --file, without --peft")
+    if overwrite and out is None:
+        raise typer.BadParameter("--overwrite is for the results; name their file with --out")
+    size = batch_size_of(batch_size)
+    if size != "auto" and out is None:
+        raise typer.BadParameter("--batch-size is for the results; name their file with --out")
+    single = {"--prompt": prompt, "--subject": subject, "--target": target}
+    records = _records(single, file, limit=limit, offset=offset, skip_bad=skip_bad)
+    requests = [_request(single)] if records is None else records.requests
+    several = len(requests) > 1 and (isolated or sequential is not None)
+    if out is None:
+        (require_new_folder if several else require_file_path)(save, "--save")
+    else:
+        require_results_path(out, "--out", folder=save)
     (require_new_folder if several else require_folder_path)(peft, "--peft")
     require_folder_path(save_model, "--save-model")
-    editor = _editor(model, method, hparams, preset, overrides, device=device, dtype=dtype)
+    overrides = overrides_of(layers, second_moment)
+    editor = editor_of(model, method, hparams, preset, overrides, device=device, dtype=dtype)
+    result: EditResult | Run
     with edit_progress(quiet=json) as progress:
-        result = editor.edit(requests, isolated=isolated, evaluate=evaluate, progress=progress)
-    _save(result, save, peft)
+        if out is None or records is None:
+            result = editor.edit(
+                requests,
+                isolated=isolated,
+                sequential=sequential,
+                evaluate=evaluate,
+                progress=progress,
+            )
+            _save(result, save, peft)
+        else:
+            from easyedit_fast.runs import EditJob, run_records
+
+            job = EditJob(editor, size, evaluate=evaluate, save=save)
+            result = run_records(job, records, out, overwrite=overwrite, progress=progress)
     if save_model is not None:
         editor.save_model(save_model)
-    saved = {
-        name: None if path is None else str(path)
-        for name, path in (("edit", save), ("peft", peft), ("model", save_model))
-    }
+    paths = {"edit": save, "peft": peft, "model": save_model, "results": out}
+    saved = {name: None if path is None else str(path) for name, path in paths.items()}
     if json:
         print_json({**result.to_dict(), "saved": saved})
     else:
@@ -128,76 +142,23 @@ def edit(
         _print_saved(saved)
 
 
-def _requests(
-    prompt: str | None,
-    subject: str | None,
-    target: str | None,
-    file: Path | None,
-    part: tuple[int | None, int, bool],
-) -> list[EditRequest]:
-    single = {"--prompt": prompt, "--subject": subject, "--target": target}
+def _records(single: dict[str, str | None], file: Path | None, **part: Any) -> Records | None:
+    """The records of the file, or None where a single edit is given in place of it."""
     if file is not None:
         if any(value is not None for value in single.values()):
             raise typer.BadParameter("give either --file, or --prompt, --subject and --target")
-        from easyedit_fast.data import read_requests
-
-        limit, offset, skip_bad = part
-        requests = read_requests(
-            file, limit=limit, offset=offset, on_error="skip" if skip_bad else "raise"
-        )
-        for error in requests.skipped:
-            print_warning(f"left out: {error}")
-        if not requests:
-            raise RequestError(f"{file} holds no record; there is nothing to edit")
-        return requests
+        return records_of(file, **part)
     missing = [name for name, value in single.items() if value is None]
     if missing:
         raise typer.BadParameter(f"{', '.join(missing)} missing; or give a --file of requests")
+    return None
+
+
+def _request(single: dict[str, str | None]) -> EditRequest:
     from easyedit_fast.requests import EditRequest
 
-    return [EditRequest(prompt=str(prompt), subject=str(subject), target_new=str(target))]
-
-
-def _overrides(layers: str | None, second_moment: Path | None) -> dict[str, Any]:
-    overrides: dict[str, Any] = {}
-    if layers is not None:
-        overrides["layers"] = options.layer_numbers(layers)
-    if second_moment is not None:
-        overrides["second_moment"] = str(second_moment)
-        overrides["mom2_adjustment"] = True
-    return overrides
-
-
-def _editor(
-    model: str | None,
-    method: str,
-    hparams: str | None,
-    preset: str | None,
-    overrides: dict[str, Any],
-    **loading: Any,
-) -> Editor:
-    """The editor; where the command line goes over a file, both are named as the source."""
-    from easyedit_fast.editor import Editor
-    from easyedit_fast.hparams import find_hparams_file, read_yaml
-    from easyedit_fast.methods import method_factory, preset_values
-
-    method_factory(method)  # what is unknown is refused before the model is loaded
-    named = {} if preset is None else preset_values(method, preset)
-    in_file = {} if hparams is None else read_yaml(find_hparams_file(hparams))
-    name = model or in_file.get("model_name") or "demo"
-    if hparams is None or not overrides:
-        given = overrides if hparams is None else hparams
-        return Editor.from_pretrained(name, method=method, hparams=given, preset=preset, **loading)
-    source = "; ".join(
-        [hparams, *([f"preset {preset}"] if preset else []), f"given: {', '.join(overrides)}"]
-    )
-    try:
-        values = {**in_file, **named, **overrides}
-        editor = Editor.from_pretrained(name, method=method, hparams=values, **loading)
-    except HparamsError as error:
-        raise HparamsError(f"{source}: {error}") from None
-    editor.method.hparams.came_from(source)
-    return editor
+    prompt, subject, target = map(str, single.values())
+    return EditRequest(prompt=prompt, subject=subject, target_new=target)
 
 
 def _save(result: EditResult, save: Path | None, peft: Path | None) -> None:
@@ -212,7 +173,7 @@ def _save(result: EditResult, save: Path | None, peft: Path | None) -> None:
             edit_.to_peft(peft if alone else peft / f"edit-{place:05d}")
 
 
-def _print(requests: list[EditRequest], result: EditResult) -> None:
+def _print(requests: list[EditRequest], result: EditResult | Run) -> None:
     for key, value in result.settings.items():
         print_line(f"{key}: {value}")
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -12,8 +13,53 @@ Model = Annotated[
         "--model", "-m", help="'demo' (the packaged model), a folder, or a name on the hub."
     ),
 ]
-Preset = Annotated[
+ModelOrFromHparams = Annotated[
     Optional[str],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
+    typer.Option(
+        "--model",
+        "-m",
+        help="'demo' (the packaged model), a folder, or a name on the hub; unless given, "
+        "the model_name of --hparams, else 'demo'.",
+    ),
+]
+Method = Annotated[str, typer.Option(help="Editing method: 'rome'.")]
+Limit = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Records of the file at most."),
+]
+Offset = Annotated[int, typer.Option(min=0, help="Records of the file to pass over.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say so.")
+]
+Sequential = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        min=1, help="This many edits at a time, one batch after another into the same model."
+    ),
+]
+BatchSize = Annotated[
+    str, typer.Option(help="Records that are edited and written together: 'auto' or a number.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Begin anew where the results are of another run.")
+]
+Hparams = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Hyperparameters: a YAML file, or a name such as ROME/llama-7b."),
+]
+Layers = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Layers to edit, e.g. 5, 4,5 or 4-6."),
+]
+SecondMoment = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        help="Second-moment statistics (.npz); turns them on. For several layers '{}' in the "
+        "path stands for the layer's number."
+    ),
+]
+Preset = Annotated[
+    Optional[str],  # noqa: UP045
     typer.Option(help="Quality against time: 'exact', 'default' (unless given) or 'fast'."),
 ]
 Device = Annotated[

@@ -116,6 +116,10 @@ class Rome:
             "context_templates": self.context_templates(),
         }
 
+    def requests_at_once(self, requests: Sequence[EditRequest]) -> int:
+        """How many of these are optimised together."""
+        return max(1, _ROWS_PER_BATCH // (len(self.context_templates()) + 1))
+
     def compute(
         self,
         requests: Sequence[EditRequest],
@@ -196,7 +200,7 @@ class Rome:
         first_request: int = 0,
     ) -> dict[int, LayerValues]:
         """`values`, batch by batch of requests, in a model that holds earlier updates."""
-        size = max(1, _ROWS_PER_BATCH // (len(templates) + 1))
+        size = self.requests_at_once(requests)
         parts: dict[int, list[LayerValues]] = {layer: [] for layer in layers}
         for first in range(0, len(requests), size):
             batch = requests[first : first + size]

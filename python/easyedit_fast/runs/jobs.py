@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from easyedit_fast.edits import Edit
     from easyedit_fast.methods import Progress
     from easyedit_fast.models.architectures import Architecture
+    from easyedit_fast.requests import EditRequest
     from easyedit_fast.sequence import Batch
 
 
@@ -70,9 +71,11 @@ class EditJob:
             "versions": installed_versions(),
         }
 
-    def settled_batch_size(self) -> int:
+    def settled_batch_size(self, requests: Sequence[EditRequest]) -> int:
         """As given, or as many as the method takes at once."""
-        return 5 if self.batch_size == "auto" else self.batch_size
+        if self.batch_size == "auto":
+            return self.editor.method.requests_at_once(requests)
+        return self.batch_size
 
     def work(
         self, batch: Batch, numbers: Sequence[int], progress: Progress
@@ -132,7 +135,7 @@ class ScoreJob:
             "versions": installed_versions(),
         }
 
-    def settled_batch_size(self) -> int:
+    def settled_batch_size(self, requests: Sequence[EditRequest]) -> int:
         """As given."""
         return self.batch_size
 

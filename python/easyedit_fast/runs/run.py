@@ -22,6 +22,7 @@ from easyedit_fast.timings import Timings
 
 if TYPE_CHECKING:
     from easyedit_fast.methods import Progress
+    from easyedit_fast.requests import EditRequest
     from easyedit_fast.runs.records import Records
 
 
@@ -40,8 +41,8 @@ class Job(Protocol):
         """All that its results depend on beside the records, as plain JSON values."""
         ...
 
-    def settled_batch_size(self) -> int:
-        """How many records make a batch."""
+    def settled_batch_size(self, requests: Sequence[EditRequest]) -> int:
+        """How many of these make a batch."""
         ...
 
     def work(
@@ -122,7 +123,7 @@ def run_records(
         DataFileError: `out` belongs to another run, is being written, or is damaged.
         MissingFileError: The folder of `out` is not there.
     """
-    size = job.settled_batch_size()
+    size = job.settled_batch_size(records.requests)
     with _opened(job, records, out, size, overwrite) as results:
         lines = [] if results is None else results.lines
         done = len(lines)

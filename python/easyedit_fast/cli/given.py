@@ -1,0 +1,87 @@
+"""What several commands are given: hyperparameters, records, and the editor made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from easyedit_fast.cli import options
+from easyedit_fast.cli.output import print_warning
+from easyedit_fast.errors import HparamsError
+
+if TYPE_CHECKING:
+    from easyedit_fast.editor import Editor
+    from easyedit_fast.runs import Records
+
+
+def records_of(file: Path, *, limit: int | None, offset: int, skip_bad: bool) -> Records:
+    """The records of ``--file``; each one that is left out gets a warning.
+
+    Raises:
+        RequestError: A record cannot be used, or there is none.
+    """
+    from easyedit_fast.runs import Records
+
+    on_error: Literal["raise", "skip"] = "skip" if skip_bad else "raise"
+    records = Records.read(file, limit=limit, offset=offset, on_error=on_error)
+    for error in records.requests.skipped:
+        print_warning(f"left out: {error}")
+    return records
+
+
+def overrides_of(layers: str | None, second_moment: Path | None) -> dict[str, Any]:
+    """The hyperparameters that have options of their own, as far as these are given."""
+    overrides: dict[str, Any] = {}
+    if layers is not None:
+        overrides["layers"] = options.layer_numbers(layers)
+    if second_moment is not None:
+        overrides["second_moment"] = str(second_moment)
+        overrides["mom2_adjustment"] = True
+    return overrides
+
+
+def batch_size_of(text: str) -> int | Literal["auto"]:
+    """``--batch-size``: ``auto`` or a number.
+
+    Raises:
+        typer.BadParameter: It is neither.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--batch-size {text!r} is neither 'auto' nor a positive number")
+    return int(text)
+
+
+def editor_of(
+    model: str | None,
+    method: str,
+    hparams: str | None,
+    preset: str | None,
+    overrides: dict[str, Any],
+    **loading: Any,
+) -> Editor:
+    """The editor; where the command line goes over a file, both are named as the source."""
+    from easyedit_fast.editor import Editor
+    from easyedit_fast.hparams import find_hparams_file, read_yaml
+    from easyedit_fast.methods import method_factory, preset_values
+
+    method_factory(method)  # what is unknown is refused before the model is loaded
+    named = {} if preset is None else preset_values(method, preset)
+    in_file = {} if hparams is None else read_yaml(find_hparams_file(hparams))
+    name = model or in_file.get("model_name") or "demo"
+    if hparams is None or not overrides:
+        given = overrides if hparams is None else hparams
+        return Editor.from_pretrained(name, method=method, hparams=given, preset=preset, **loading)
+    source = "; ".join(
+        [hparams, *([f"preset {preset}"] if preset else []), f"given: {', '.join(overrides)}"]
+    )
+    try:
+        values = {**in_file, **named, **overrides}
+        editor = Editor.from_pretrained(name, method=method, hparams=values, **loading)
+    except HparamsError as error:
+        raise HparamsError(f"{source}: {error}") from None
+    editor.method.hparams.came_from(source)
+    return editor
