@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from easyedit_fast import Editor, EditRequest
 from easyedit_fast.models.architectures import architecture_of
-from easyedit_fast.models.tail import capture_keys
-from tests.unit.tiny_models import FAMILIES, tiny_model
+from easyedit_fast.models.tail import Tail
+from tests.unit.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 WORDS = (
     "the",
@@ -38,10 +36,7 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """A tokenizer of whole words within the tiny models' vocabulary."""
-    vocabulary = {"[UNK]": 3, "[EOS]": 2, **{word: 10 + n for n, word in enumerate(WORDS)}}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[EOS]")
+    return tiny_tokenizer(WORDS)
 
 
 def edit(model: Any, tokenizer: Any, requests: list[EditRequest], **keys: Any) -> Any:
@@ -76,9 +71,8 @@ def key_and_value(
     """Key and value of the edited layer at the subject, a word of its own here."""
     ids = torch.tensor([tokenizer(request.prompt)["input_ids"]])
     place = torch.tensor([request.prompt.split().index(request.subject)])
-    architecture = architecture_of(model)
-    key, value = capture_keys(model, architecture, 1, ids, torch.ones_like(ids), place)
-    return key[0], value[0]
+    tail = Tail.capture(model, architecture_of(model), 1, ids, torch.ones_like(ids), place)
+    return tail.key[0], tail.value[0]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import pytest
@@ -24,6 +25,7 @@ from easyedit_fast.models.prefix import Cut
 from easyedit_fast.models.ragged import RaggedTail
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import edit_output
+from easyedit_fast.models.trunk import capture_tails
 from tests.unit.tiny_models import FAMILIES, VOCABULARY, tiny_gemma3_with_vision, tiny_model
 
 LENGTHS = (12, 5, 9, 1, 7)
@@ -232,19 +234,18 @@ def test_captured_keys_and_values(family: str) -> None:
     assert tail.key.shape == (len(LENGTHS), projection.weight.numel() // tail.value.shape[1])
 
 
+@pytest.mark.parametrize("captured", [Tail.capture_layers, capture_tails])
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_several_layers_from_one_run(family: str, padding: str) -> None:
+def test_several_layers_from_one_run(family: str, padding: str, captured: Any) -> None:
     """Each layer's tail is, bit for bit, the one of a run of its own; the prefix is held once."""
     model, rows = shared_model(family), make_rows(padding)
     delta = make_delta(model, rows)
-    architecture = architecture_of(model)
-    tails = Tail.capture_layers(
-        model, architecture, [3, 0, 1], rows.input_ids, rows.attention_mask, rows.start
-    )
+    tokens = (rows.input_ids, rows.attention_mask, rows.start)
+    tails = captured(model, architecture_of(model), [3, 0, 1], *tokens)
     assert list(tails) == [3, 0, 1]
     for layer, tail in tails.items():
-        alone = capture(model, layer, rows)
+        alone = captured(model, architecture_of(model), [layer], *tokens)[layer]
         for name in ("key", "value", "entering"):
             assert torch.equal(getattr(tail, name), getattr(alone, name)), name
         assert sorted(tail.prefix) == sorted(alone.prefix) == list(range(layer, 4))

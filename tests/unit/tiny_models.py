@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 128
 
@@ -106,6 +108,14 @@ def tiny_model(family: str = "llama", *, seed: int = 0, **changes: Any) -> PreTr
     config_class, arguments = FAMILIES[family]
     config = getattr(transformers, config_class)(**{**arguments, **changes})
     return _randomised(AutoModelForCausalLM.from_config(config), seed)
+
+
+def tiny_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words within the vocabulary."""
+    vocabulary = {"[UNK]": 3, "[EOS]": 2, **{word: 10 + n for n, word in enumerate(words)}}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[EOS]")
 
 
 def tiny_gemma3_with_vision(seed: int = 0) -> PreTrainedModel:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
 from easyedit_fast.cli import options
 from easyedit_fast.cli.destinations import require_folder_path
-from easyedit_fast.cli.edit import _editor, _requests
+from easyedit_fast.cli.edit import _editor
 from easyedit_fast.cli.output import (
     phase_progress,
     print_json,
@@ -18,10 +20,10 @@ from easyedit_fast.cli.output import (
     print_timings,
     print_warning,
 )
-from easyedit_fast.errors import MissingPackageError
+from easyedit_fast.errors import MissingPackageError, RequestError
 
 if TYPE_CHECKING:
-    from easyedit_fast.data import Corpus
+    from easyedit_fast.data import Corpus, RequestList
     from easyedit_fast.metrics import Estimate
     from easyedit_fast.sweeps import SweepResult
 
@@ -97,7 +99,7 @@ def sweep(
 
         require_matplotlib()
     corpus = _corpus([*(text or []), *(more_text or [])])
-    requests = _requests(None, None, None, file, (limit, offset, skip_bad))
+    requests = _requests(file, limit, offset, skip_bad=skip_bad)
     chosen = options.layer_numbers(layers)
     statistics = second_moment or _in_file(hparams).get("second_moment")
     # The sweep itself reads statistics, a layer at a time.
@@ -105,7 +107,7 @@ def sweep(
     editor = _editor(model, "rome", hparams, preset, overrides, device=device, dtype=dtype)
     from easyedit_fast.sweeps import sweep as run
 
-    with phase_progress(quiet=json) as progress:
+    with phase_progress(quiet=json) as progress, _numbered_errors(requests):
         result = run(
             editor,
             requests,
@@ -125,6 +127,26 @@ def sweep(
     else:
         _print(result)
         print_line(f"written: {', '.join(map(str, files))}")
+
+
+def _requests(file: Path, limit: int | None, offset: int, *, skip_bad: bool) -> RequestList:
+    from easyedit_fast.runs import Records
+
+    on_error: Literal["raise", "skip"] = "skip" if skip_bad else "raise"
+    requests = Records.read(file, limit=limit, offset=offset, on_error=on_error).requests
+    for error in requests.skipped:
+        print_warning(f"left out: {error}")
+    return requests
+
+
+@contextlib.contextmanager
+def _numbered_errors(requests: RequestList) -> Iterator[None]:
+    """Errors then name a record by its number in the file."""
+    try:
+        yield
+    except RequestError as error:
+        number = None if error.record is None else requests.records[error.record]
+        raise RequestError(error.reason, record=number, field=error.field) from error
 
 
 def _in_file(hparams: str | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -49,10 +50,10 @@ class SweepFolder:
         self._rows: dict[tuple[int, str], SweepRow] = {}
         self._results = path / "sweep.json"
         self._values = path / ".values"
-        if overwrite:
-            self.forget_values()
-        elif self._results.is_file():
+        if self._results.is_file() and not overwrite:
             self._read()
+        else:
+            self.forget_values()
         path.mkdir(parents=True, exist_ok=True)
         self.write()
 
@@ -61,10 +62,10 @@ class SweepFolder:
         """The finished rows, by layer and mode."""
         return [self._rows[key] for key in sorted(self._rows)]
 
-    def has(self, layer: int, mode: str, second_moment: str | None) -> bool:
+    def has(self, layer: int, mode: str, second_moment_digest: str | None) -> bool:
         """Whether a row is finished, with the same statistics."""
         row = self._rows.get((layer, mode))
-        return row is not None and row.second_moment == second_moment
+        return row is not None and row.second_moment_digest == second_moment_digest
 
     def add(self, row: SweepRow) -> None:
         """Keeps a finished row."""
@@ -77,7 +78,7 @@ class SweepFolder:
             "format": _FORMAT,
             "settings": self.settings,
             "unedited": self.unedited,
-            "rows": [{**row.to_dict(), "records": row.records} for row in self.rows],
+            "rows": [{**row.to_dict(), **dataclasses.asdict(row)} for row in self.rows],
         }
         text = json.dumps(content, ensure_ascii=False, allow_nan=False)
         write_whole(self._results, f"{text}\n".encode())

@@ -34,6 +34,7 @@ class SweepRow:
         layer: The edited layer, from 0.
         mode: ``full`` or ``simplified``.
         second_moment: File of the statistics; None for C = I.
+        second_moment_digest: Its SHA-256; None for C = I.
         steps: Optimisation steps of a record, in the mean.
         update_norm: ‖Δ‖ (Frobenius) of a record's update, in the mean.
         seconds: Optimisation and closed form of a record, in the mean; both modes of a layer share
@@ -44,6 +45,7 @@ class SweepRow:
     layer: int
     mode: Mode
     second_moment: str | None
+    second_moment_digest: str | None
     steps: float
     update_norm: float
     seconds: float

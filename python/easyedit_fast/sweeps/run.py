@@ -20,6 +20,7 @@ import torch
 
 from easyedit_fast.errors import HparamsError, RequestError
 from easyedit_fast.evaluation import Evaluator, compare
+from easyedit_fast.ledger import applied_edit_ids
 from easyedit_fast.metrics import Estimate
 from easyedit_fast.models.architectures import edited_weight
 from easyedit_fast.models.fingerprint import model_fingerprint
@@ -39,7 +40,7 @@ from easyedit_fast.sweeps.rows import (
 )
 from easyedit_fast.sweeps.second_moments import SecondMoments, settle_modes
 from easyedit_fast.timings import Timings
-from easyedit_fast.version import __version__
+from easyedit_fast.version import installed_versions
 
 if TYPE_CHECKING:
     from easyedit_fast.data import Corpus
@@ -189,7 +190,7 @@ class _Job:
     def run(self, layers: Sequence[int], modes: Sequence[Mode]) -> None:
         """Adds the rows that are missing in the folder."""
         wanted = [
-            (layer, mode, self.moments.files[layer] if mode == "full" else None)
+            (layer, mode, self.moments.digests[layer] if mode == "full" else None)
             for layer in layers
             for mode in modes
         ]
@@ -200,25 +201,9 @@ class _Job:
                 before = evaluator.score(self.requests, generate=self.generate)
             self.folder.unedited = records_of(before)
             values = self._optimise(sorted({layer for layer, _, _ in missing}))
-            for done, (layer, mode, file) in enumerate(missing):
+            for done, (layer, mode, _) in enumerate(missing):
                 self.tell("score", done, len(missing))
-                updates, seconds = self._solve(layer, mode, values[layer])
-                with self.timings.phase("evaluate after"):
-                    own = [{name: update} for name, update in updates]
-                    after = evaluator.score(self.requests, updates=own, generate=self.generate)
-                self.folder.add(
-                    SweepRow(
-                        layer=layer,
-                        mode=mode,
-                        second_moment=file,
-                        steps=_mean([len(losses) for losses in values[layer].losses]),
-                        update_norm=_mean([update.norm() for _, update in updates]),
-                        seconds=(values[layer].seconds + seconds) / len(self.requests),
-                        records=records_of(
-                            [compare(*pair) for pair in zip(before, after, strict=True)]
-                        ),
-                    )
-                )
+                self.folder.add(self._row(layer, mode, values[layer], evaluator, before))
             self.tell("score", len(missing), len(missing))
         self.folder.forget_values()
 
@@ -245,27 +230,49 @@ class _Job:
             tell(len(part))
         return {layer: LayerValues.joined(found) for layer, found in parts.items()}
 
-    def _solve(
-        self, layer: int, mode: Mode, values: LayerValues
-    ) -> tuple[list[tuple[str, LowRankUpdate]], float]:
-        """Each record's update with the name of its weight, and the seconds that it took."""
-        architecture = self.rome.architecture
+    def _row(
+        self,
+        layer: int,
+        mode: Mode,
+        values: LayerValues,
+        evaluator: Evaluator,
+        before: Sequence[dict[str, Any]],
+    ) -> SweepRow:
+        """Solves and scores one row."""
         start = time.perf_counter()
         with self.timings.phase("solve"):
-            device = edited_weight(self.editor.model, architecture, layer).device
-            factor = self.moments.factor(layer, device) if mode == "full" else None
-            there = values.to(device)
-            updates = [
-                there.solve(
-                    slice(place, place + 1),
-                    factor,
-                    architecture.weight_layout,
-                    consistent=self.rome.hparams.consistent_keys,
-                ).update
-                for place in range(len(self.requests))
-            ]
-        name = architecture.weight_name(layer)
-        return [(name, update) for update in updates], time.perf_counter() - start
+            updates = self._solve(layer, mode, values)
+        seconds = values.seconds + time.perf_counter() - start
+        name = self.rome.architecture.weight_name(layer)
+        with self.timings.phase("evaluate after"):
+            own = [{name: update} for update in updates]
+            after = evaluator.score(self.requests, updates=own, generate=self.generate)
+        return SweepRow(
+            layer=layer,
+            mode=mode,
+            second_moment=self.moments.files[layer] if mode == "full" else None,
+            second_moment_digest=self.moments.digests[layer] if mode == "full" else None,
+            steps=_mean([len(losses) for losses in values.losses]),
+            update_norm=_mean([update.norm() for update in updates]),
+            seconds=seconds / len(self.requests),
+            records=records_of([compare(*pair) for pair in zip(before, after, strict=True)]),
+        )
+
+    def _solve(self, layer: int, mode: Mode, values: LayerValues) -> list[LowRankUpdate]:
+        """Each record's update."""
+        architecture = self.rome.architecture
+        device = edited_weight(self.editor.model, architecture, layer).device
+        factor = self.moments.factor(layer, device) if mode == "full" else None
+        there = values.to(device)
+        return [
+            there.solve(
+                slice(place, place + 1),
+                factor,
+                architecture.weight_layout,
+                consistent=self.rome.hparams.consistent_keys,
+            ).update
+            for place in range(len(self.requests))
+        ]
 
 
 def _prepare(
@@ -310,8 +317,9 @@ def _settings(
         "records": len(requests),
         "records_digest": hashlib.sha256(records.encode()).hexdigest(),
         "generated": generate,
+        "edits": applied_edit_ids(editor.model),
         "hyperparameters": hparams,
-        "version": __version__,
+        "versions": installed_versions(),
     }
 
 

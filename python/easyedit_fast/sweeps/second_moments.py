@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easyedit_fast.errors import HparamsError
+from easyedit_fast.files import digest
 from easyedit_fast.models.architectures import key_size
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.moments import SecondMomentFactor, collect_statistics, read_origin
@@ -31,6 +32,7 @@ class SecondMoments:
 
     Attributes:
         files: The file of each layer that has one.
+        digests: SHA-256 of these files, once they are checked.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class SecondMoments:
         name = str(getattr(model, "name_or_path", ""))
         found = statistics_files(hparams, name, self._fingerprint, modules)
         self.files = {layer: path for layer, path in found.items() if path is not None}
+        self.digests: dict[int, str] = {}
 
     @property
     def missing(self) -> list[int]:
@@ -93,8 +96,9 @@ class SecondMoments:
             MissingFileError: There is no such file.
             DataFileError: A file is damaged, or belongs to another model or layer.
         """
-        for layer in self.files:
-            read_fitting(self.files[layer], self._fingerprint, *self._modules[layer])
+        for layer, path in self.files.items():
+            read_fitting(path, self._fingerprint, *self._modules[layer])
+            self.digests[layer] = digest(Path(path))
         origins = [read_origin(Path(path)) for path in self.files.values()]
         texts = {json.dumps(None if one is None else [one.corpus, one.tokens]) for one in origins}
         if len(texts) > 1:
