@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from easyedit_fast.cli import options
 from easyedit_fast.cli.destinations import require_folder_path
-from easyedit_fast.cli.edit import _editor
+from easyedit_fast.cli.given import editor_of, records_of
 from easyedit_fast.cli.output import (
     phase_progress,
     print_json,
@@ -39,15 +39,7 @@ def sweep(
         Optional[list[Path]],  # noqa: UP045  typer reads the annotation at run time
         typer.Argument(metavar="[FILE]...", help="More text files."),
     ] = None,
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--model",
-            "-m",
-            help="'demo' (the packaged model), a folder, or a name on the hub; unless given, "
-            "the model_name of --hparams, else 'demo'.",
-        ),
-    ] = None,
+    model: options.ModelOrFromHparams = None,
     modes: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -55,15 +47,10 @@ def sweep(
             "where every layer has statistics."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Records of the file at most.")] = None,
-    offset: Annotated[int, typer.Option(min=0, help="Records of the file to pass over.")] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say so.")
-    ] = False,
-    hparams: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Hyperparameters: a YAML file, or a name such as ROME/llama-7b."),
-    ] = None,
+    limit: options.Limit = None,
+    offset: options.Offset = 0,
+    skip_bad: options.SkipBad = False,
+    hparams: options.Hparams = None,
     preset: options.Preset = None,
     second_moment: Annotated[
         Optional[Path],  # noqa: UP045
@@ -99,12 +86,12 @@ def sweep(
 
         require_matplotlib()
     corpus = _corpus([*(text or []), *(more_text or [])])
-    requests = _requests(file, limit, offset, skip_bad=skip_bad)
+    requests = records_of(file, limit=limit, offset=offset, skip_bad=skip_bad).requests
     chosen = options.layer_numbers(layers)
     statistics = second_moment or _in_file(hparams).get("second_moment")
     # The sweep itself reads statistics, a layer at a time.
     overrides = {"layers": chosen, "mom2_adjustment": False, "second_moment": None}
-    editor = _editor(model, "rome", hparams, preset, overrides, device=device, dtype=dtype)
+    editor = editor_of(model, "rome", hparams, preset, overrides, device=device, dtype=dtype)
     from easyedit_fast.sweeps import sweep as run
 
     with phase_progress(quiet=json) as progress, _numbered_errors(requests):
@@ -127,16 +114,6 @@ def sweep(
     else:
         _print(result)
         print_line(f"written: {', '.join(map(str, files))}")
-
-
-def _requests(file: Path, limit: int | None, offset: int, *, skip_bad: bool) -> RequestList:
-    from easyedit_fast.runs import Records
-
-    on_error: Literal["raise", "skip"] = "skip" if skip_bad else "raise"
-    requests = Records.read(file, limit=limit, offset=offset, on_error=on_error).requests
-    for error in requests.skipped:
-        print_warning(f"left out: {error}")
-    return requests
 
 
 @contextlib.contextmanager
