@@ -17,9 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-IGNORED_LABEL = -100
 _PHASES = ("pre", "post_batch", "post", "retention")
 _Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _WORD = re.compile(r"\w+(?:[-.,'’]\w+)*|\.{3}|-{2}|[^\w\s]")
@@ -43,32 +41,11 @@ class Estimate:
     count: int
 
 
-def token_accuracy(predicted: Tensor, labels: Tensor) -> list[float]:
-    """Share of the target's tokens that were predicted, for each row.
-
-    Args:
-        predicted: Predicted ids [n, t] int64; entry t of a row predicts entry t of its labels.
-        labels: Ids of the target's tokens [n, t] int64, -100 where there is none (prompt, pads).
-
-    Returns:
-        n numbers from 0 to 1.
-
-    Raises:
-        ValueError: The shapes differ, or a row has no target.
-    """
-    if predicted.shape != labels.shape:
-        shapes = f"{list(predicted.shape)} and {list(labels.shape)}"
-        raise ValueError(f"predicted [n, t] and labels [n, t] are {shapes}")
-    counted = labels != IGNORED_LABEL
-    numbers = counted.sum(dim=1)
-    if not bool((numbers > 0).all()):
-        raise ValueError(f"row {int((numbers == 0).nonzero()[0])} has no target token")
-    hits = ((predicted == labels) & counted).sum(dim=1)
-    return [hit / number for hit, number in zip(hits.tolist(), numbers.tolist(), strict=True)]
-
-
 def token_agreement(before: Sequence[int], after: Sequence[int]) -> float:
-    """Share of positions at which the same token was predicted before and after an edit.
+    """Share of positions at which two lists of tokens agree.
+
+    With the predicted and the true tokens of an answer it is the teacher-forced accuracy; with
+    those predicted before and after an edit it tells how far the edit left them alone.
 
     Raises:
         ValueError: The lengths differ, or there is nothing to compare.

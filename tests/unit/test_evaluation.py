@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from easyedit_fast.errors import RequestError
@@ -21,7 +20,13 @@ from easyedit_fast.evaluation.isolation import Updates
 from easyedit_fast.models.architectures import architecture_of, edited_weight
 from easyedit_fast.requests import EditRequest, Probe
 from easyedit_fast.updates import LowRankUpdate
-from tests.unit.tiny_models import FAMILIES, VOCABULARY, tiny_gemma3_with_vision, tiny_model
+from tests.unit.tiny_models import (
+    FAMILIES,
+    VOCABULARY,
+    tiny_gemma3_with_vision,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 REQUESTS = [
     EditRequest(
@@ -54,26 +59,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE with as many tokens as the small models have, and a BOS of its own."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>"]
-    inner.train_from_iterator(
-        TEXTS * 3,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=special,
-            show_progress=False,
-            initial_alphabet=["Ġ", *map(chr, range(ord("!"), ord("~")))],
-        ),
-    )
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
+    return tiny_tokenizer(TEXTS)
 
 
 def by_hand(

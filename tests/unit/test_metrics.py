@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from easyedit_fast.metrics import (
@@ -20,29 +19,9 @@ from easyedit_fast.metrics import (
     record_scores,
     same_text,
     summarise,
-    token_accuracy,
     token_agreement,
     wilson_interval,
 )
-
-
-def test_token_accuracy_counts_the_target_and_never_the_pads() -> None:
-    labels = torch.tensor([[-100, 7, 8, 9], [-100, -100, 3, 4], [5, -100, -100, -100]])
-    predicted = torch.tensor([[7, 7, 0, 9], [-100, -100, 3, 3], [6, -100, -100, -100]])
-    assert token_accuracy(predicted, labels) == [2 / 3, 1 / 2, 0.0]
-
-
-def test_token_accuracy_of_no_rows() -> None:
-    empty = torch.empty(0, 4, dtype=torch.int64)
-    assert token_accuracy(empty, empty) == []
-
-
-def test_token_accuracy_refuses_rows_without_target_and_other_shapes() -> None:
-    labels = torch.tensor([[1], [-100]])
-    with pytest.raises(ValueError, match="row 1 has no target token"):
-        token_accuracy(labels, labels)
-    with pytest.raises(ValueError, match=r"\[2, 1\] and \[1, 2\]"):
-        token_accuracy(labels, labels.T)
 
 
 def test_token_agreement() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 128
@@ -133,6 +133,36 @@ def tiny_gemma3_with_vision(seed: int = 0) -> PreTrainedModel:
         text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=100
     )
     return _randomised(transformers.Gemma3ForConditionalGeneration(config), seed)
+
+
+def tiny_tokenizer(texts: Sequence[str], *, across_words: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with as many tokens as the small models have, and a BOS of its own.
+
+    Args:
+        texts: What it learns its tokens from.
+        across_words: Whether a token may hold letters of two words.
+    """
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=not across_words
+    )
+    inner.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    inner.train_from_iterator(
+        list(texts) * 3,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=special,
+            show_progress=False,
+            initial_alphabet=["Ġ", *map(chr, range(ord("!"), ord("~")))],
+        ),
+    )
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 def _randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:

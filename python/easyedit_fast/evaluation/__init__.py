@@ -2,6 +2,15 @@
 
 from easyedit_fast.evaluation.evaluator import Evaluator, compare, merge
 from easyedit_fast.evaluation.generation import continue_greedily
+from easyedit_fast.evaluation.perplexity import Perplexity, perplexity
 from easyedit_fast.evaluation.retention import add_batch_scores
 
-__all__ = ["Evaluator", "add_batch_scores", "compare", "continue_greedily", "merge"]
+__all__ = [
+    "Evaluator",
+    "Perplexity",
+    "add_batch_scores",
+    "compare",
+    "continue_greedily",
+    "merge",
+    "perplexity",
+]

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.errors import RequestError
-from easyedit_fast.evaluation.generation import continue_greedily
+from easyedit_fast.evaluation.decoding import Decoder, Passage
+from easyedit_fast.evaluation.generation import TopFive, text_of
+from easyedit_fast.evaluation.passages import RowTokens, encode_prompts, tokens_of
 from easyedit_fast.evaluation.rows import Row, rows_of
-from easyedit_fast.evaluation.teacher_forcing import Prediction, predict_targets
-from easyedit_fast.metrics import IGNORED_LABEL, begins_with, same_text, token_agreement
+from easyedit_fast.metrics import begins_with, n_gram_entropy, same_text, token_agreement
+from easyedit_fast.models.generation import end_ids
 from easyedit_fast.models.limits import context_length, find_token, tokens_without_embedding
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from easyedit_fast.data import TokenBatch
     from easyedit_fast.evaluation.isolation import Updates
     from easyedit_fast.requests import EditRequest
 
-_NEW_TOKENS = 10  # of a generation at least
-_SPARE_TOKENS = 4  # beyond the answer: the model may spell it in more tokens than the tokenizer
+_FLUENCY_TOKENS = 100  # of the prompt and its continuation, as in EasyEdit
 
 
 class Evaluator:
@@ -35,11 +34,11 @@ class Evaluator:
     Attributes:
         model: The model.
         tokenizer: Its tokenizer.
-        batch_size: Prompts in a forward pass.
+        batch_size: Prompts that run together.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 64
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 128
     ) -> None:
         """Takes a model and its (fast) tokenizer; the model's state is left as it is."""
         self.model = model
@@ -52,6 +51,7 @@ class Evaluator:
         *,
         updates: Sequence[Updates] | None = None,
         generate: bool = True,
+        fluency: bool = False,
     ) -> list[dict[str, Any]]:
         """Scores the model as it is, or each request in a model of its own.
 
@@ -60,13 +60,16 @@ class Evaluator:
             updates: One edit a request, added while its prompts run; the weights stay as they
                 are. None: the model as it is.
             generate: Whether to score greedy generations too.
+            fluency: Whether to measure the n-gram entropy of a text of 100 tokens that begins
+                with the prompt.
 
         Returns:
             One dict a request: ``rewrite_acc`` [one score], ``rephrase_acc`` [one a prompt],
             ``locality`` {``<key>_output``: token ids of each prompt}, ``portability``
             {``<key>_acc``: one a prompt with a known answer}. Under ``generated`` the same with
             greedy generations: ``…_acc`` is 1 where the text begins with the answer, and
-            ``…_text`` is the text. Whether locality holds is told by `compare`.
+            ``…_text`` is the text. ``fluency`` {``ngram_entropy``}: see `metrics.n_gram_entropy`.
+            Whether locality holds is told by `compare`.
 
         Raises:
             RequestError: A prompt is longer than the model's context, or holds a token that the
@@ -75,49 +78,77 @@ class Evaluator:
         rows = rows_of(requests)
         if not rows:
             return []
-        batch = RequestTokenizer.from_transformers(self.tokenizer).encode(
-            [row.text for row in rows], target_spans=[row.target_span for row in rows]
-        )
-        new_tokens = _new_tokens(rows, batch)
-        self._require_embeddings(rows, batch)
-        self._require_room(rows, batch.lengths + (new_tokens if generate else 0))
-        edits = None if updates is None else [updates[row.request] for row in rows]
-        predictions = predict_targets(self.model, rows, batch, edits, self.batch_size)
+        tokenizer = RequestTokenizer.from_transformers(self.tokenizer)
+        tokens = tokens_of(tokenizer, rows, generate=generate)
+        self._require_embeddings(rows, tokens)
+        self._require_room(rows, tokens)
         scores = [_entry() for _ in requests]
-        for row, prediction in zip(rows, predictions, strict=True):
-            _add_prediction(scores[row.request], row, prediction)
-        if generate:
-            texts = continue_greedily(
-                self.model,
-                self.tokenizer,
-                [row.prompt for row in rows],
-                new_tokens.tolist(),
-                updates=edits,
-                batch_size=self.batch_size,
-            )
-            for score in scores:
-                score["generated"] = _entry()
-            for row, text in zip(rows, texts, strict=True):
+        for score in scores if generate else ():
+            score["generated"] = _entry()
+        edits = None if updates is None else [updates[row.request] for row in rows]
+        for row, each, (predicted, text) in zip(
+            rows, tokens, self._run(tokens, edits), strict=True
+        ):
+            _add_prediction(scores[row.request], row, predicted, each.passages[0].answer)
+            if generate:
                 _add_text(scores[row.request]["generated"], row, text)
+        if fluency:
+            for score, entropy in zip(scores, self._entropies(requests, updates), strict=True):
+                score["fluency"] = {"ngram_entropy": entropy}
         return scores
 
-    def _require_embeddings(self, rows: Sequence[Row], batch: TokenBatch) -> None:
-        unknown = tokens_without_embedding(self.model, self.tokenizer)
-        found = find_token(batch.input_ids, unknown)
-        if found is not None:
-            row, column, reason = found
-            assert batch.labels is not None
-            field = _field(rows[row], in_answer=batch.labels[row, column] != IGNORED_LABEL)
-            raise RequestError(reason, record=rows[row].request, field=field)
+    def _run(
+        self, tokens: Sequence[RowTokens], edits: Sequence[Updates] | None
+    ) -> Iterator[tuple[list[int], str]]:
+        """For each row what is predicted of its answer, and its continuation."""
+        owners = [place for place, each in enumerate(tokens) for _ in each.passages]
+        ends = frozenset(end_ids(self.model, self.tokenizer))
+        outcomes = iter(
+            Decoder(self.model, ends, self.batch_size).run(
+                [passage for each in tokens for passage in each.passages],
+                None if edits is None else [edits[place] for place in owners],
+            )
+        )
+        for each in tokens:
+            own = [next(outcomes) for _ in each.passages]
+            yield own[0].predicted, text_of(self.tokenizer, own[-1].continuation, ends)
 
-    def _require_room(self, rows: Sequence[Row], lengths: NDArray[np.int64]) -> None:
-        limit = context_length(self.model)
-        if limit is None or int(lengths.max()) <= limit:
+    def _entropies(
+        self, requests: Sequence[EditRequest], updates: Sequence[Updates] | None
+    ) -> list[float]:
+        """The fluency of each request's prompt with a sampled continuation."""
+        tokenizer = RequestTokenizer.from_transformers(self.tokenizer)
+        prompts = encode_prompts(tokenizer, [request.prompt for request in requests])
+        most = min(_FLUENCY_TOKENS, context_length(self.model) or _FLUENCY_TOKENS)
+        passages = [Passage(prompt, len(prompt), max(0, most - len(prompt))) for prompt in prompts]
+        # The text goes on after an end-of-sequence, as there.
+        decoder = Decoder(self.model, batch_size=self.batch_size, choose=TopFive(most))
+        return [
+            n_gram_entropy(text_of(self.tokenizer, [*prompt, *outcome.continuation]))
+            for prompt, outcome in zip(prompts, decoder.run(passages, updates), strict=True)
+        ]
+
+    def _require_embeddings(self, rows: Sequence[Row], tokens: Sequence[RowTokens]) -> None:
+        unknown = tokens_without_embedding(self.model, self.tokenizer)
+        if not unknown:
             return
-        row = rows[int(lengths.argmax())]
+        for row, each in zip(rows, tokens, strict=True):
+            scored = each.passages[0]
+            found = find_token(np.array([scored.tokens]), unknown)
+            if found is not None:
+                _, column, reason = found
+                field = _field(row, in_answer=column >= scored.start)
+                raise RequestError(reason, record=row.request, field=field)
+
+    def _require_room(self, rows: Sequence[Row], tokens: Sequence[RowTokens]) -> None:
+        limit = context_length(self.model)
+        longest = max(range(len(rows)), key=lambda place: tokens[place].length)
+        length, row = tokens[longest].length, rows[longest]
+        if limit is None or length <= limit:
+            return
         raise RequestError(
-            f"{row.prompt[:40]!r}… needs {int(lengths.max())} tokens with its answer, and the "
-            f"model takes {limit}; shorten it",
+            f"{row.prompt[:40]!r}… needs {length} tokens with its answer, and the model takes "
+            f"{limit}; shorten it",
             record=row.request,
             field=_field(row),
         )
@@ -179,12 +210,14 @@ def _entry() -> dict[str, Any]:
     return {"rewrite_acc": [], "locality": {}, "portability": {}}
 
 
-def _add_prediction(entry: dict[str, Any], row: Row, prediction: Prediction) -> None:
+def _add_prediction(
+    entry: dict[str, Any], row: Row, predicted: list[int], answer: Sequence[int]
+) -> None:
     section = _section(entry, row)
     if row.section == "locality":
-        section.setdefault(f"{row.key}_output", []).append(prediction.tokens)
-    elif prediction.accuracy is not None:
-        section.setdefault(f"{row.key}_acc", []).append(prediction.accuracy)
+        section.setdefault(f"{row.key}_output", []).append(predicted)
+    elif row.target is not None:
+        section.setdefault(f"{row.key}_acc", []).append(token_agreement(predicted, answer))
 
 
 def _add_text(entry: dict[str, Any], row: Row, text: str) -> None:
@@ -206,12 +239,3 @@ def _field(row: Row, *, in_answer: bool = False) -> str:
         return "target_new"
     plain = {"rewrite": "prompt", "rephrase": "rephrase_prompt"}
     return plain.get(row.section, f"{row.section}.{row.key}")
-
-
-def _new_tokens(rows: Sequence[Row], batch: TokenBatch) -> NDArray[np.int64]:
-    """How many tokens to generate for each row [n]."""
-    assert batch.labels is not None
-    answers = (batch.labels != IGNORED_LABEL).sum(axis=1)
-    answers[[row.target is None for row in rows]] = 0
-    wanted: NDArray[np.int64] = np.maximum(answers + _SPARE_TOKENS, _NEW_TOKENS)
-    return wanted

@@ -1,20 +1,23 @@
-"""Greedy continuations of prompts, in batches with the key-value cache."""
+"""Continuations of prompts as texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from easyedit_fast.data import RequestTokenizer
-from easyedit_fast.evaluation.isolation import Updates, own_updates
-from easyedit_fast.evaluation.rows import sorted_batches
-from easyedit_fast.models.generation import end_ids, generation_settings
-from easyedit_fast.models.tracing import frozen
+from easyedit_fast.evaluation.decoding import Decoder, Passage
+from easyedit_fast.evaluation.isolation import Updates
+from easyedit_fast.evaluation.passages import encode_prompts
+from easyedit_fast.models.generation import end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SAMPLED_FROM = 5  # most probable tokens, as in ROME's and EasyEdit's generate_fast
 
 
 def continue_greedily(
@@ -36,37 +39,49 @@ def continue_greedily(
         prompts: The n prompts.
         new_tokens: Tokens at most, for each prompt; the text ends earlier at an end-of-sequence.
         updates: One edit a prompt, or None.
-        batch_size: Prompts in one call of ``generate``.
+        batch_size: Prompts that run together.
 
     Returns:
         The n continuations, without the prompts and without special tokens.
+
+    Raises:
+        ModelError: The model keeps more of the past than keys and values.
     """
-    batch = RequestTokenizer.from_transformers(tokenizer).encode(prompts, padding_side="left")
-    generate = cast("Callable[..., torch.Tensor]", model.generate)
-    texts = [""] * len(prompts)
-    ends = end_ids(model, tokenizer)
-    for places in sorted_batches(batch.lengths.tolist(), batch_size):
-        width = int(batch.lengths[places].max())
-        mask = batch.attention_mask[places, -width:]
-        edits = None if updates is None else [updates[place] for place in places]
-        settings = generation_settings(
-            model,
-            tokenizer,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max(new_tokens[place] for place in places),
-        )
-        with torch.no_grad(), frozen(model), own_updates(model, edits), settings:
-            tokens = generate(
-                input_ids=torch.from_numpy(batch.input_ids[places, -width:]).to(model.device),
-                attention_mask=torch.from_numpy(mask).to(model.device),
-            )
-        for place, row in zip(places, tokens[:, width:].tolist(), strict=True):
-            kept = _until_end(row[: new_tokens[place]], ends)
-            texts[place] = str(tokenizer.decode(kept, skip_special_tokens=True))
-    return texts
+    ends = frozenset(end_ids(model, tokenizer))
+    decoder = Decoder(model, ends, batch_size)
+    encoded = encode_prompts(RequestTokenizer.from_transformers(tokenizer), prompts)
+    passages = [
+        Passage(tokens, len(tokens), new) for tokens, new in zip(encoded, new_tokens, strict=True)
+    ]
+    return [
+        text_of(tokenizer, outcome.continuation, ends) for outcome in decoder.run(passages, updates)
+    ]
 
 
-def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    stops = [place for place, token in enumerate(tokens) if token in ends]
-    return tokens[: stops[0]] if stops else tokens
+def text_of(
+    tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: frozenset[int] = frozenset()
+) -> str:
+    """Tokens as text, without special tokens and without a last token of `ends`."""
+    kept = tokens[:-1] if tokens and tokens[-1] in ends else tokens
+    return str(tokenizer.decode(kept, skip_special_tokens=True))
+
+
+class TopFive:
+    """Draws one of the five most probable tokens, as ROME's fluency is measured.
+
+    All rows share their random numbers, one for each place, so that a row's text depends on the
+    row alone, and texts before and after an edit differ by the edit alone.
+    """
+
+    def __init__(self, places: int, seed: int = 0) -> None:
+        """Draws the random numbers of `places` places."""
+        generator = torch.Generator().manual_seed(seed)
+        self._numbers = torch.rand(places, generator=generator)
+
+    def __call__(self, logits: Tensor, places: Tensor) -> Tensor:
+        """See `Choice`."""
+        best = logits.float().topk(_SAMPLED_FROM, dim=-1)
+        bounds = best.values.softmax(dim=-1).cumsum(dim=-1)
+        drawn = self._numbers.to(logits.device)[places, None]
+        pick = (bounds < drawn).sum(dim=-1, keepdim=True).clamp(max=_SAMPLED_FROM - 1)
+        return best.indices.gather(-1, pick).squeeze(-1)

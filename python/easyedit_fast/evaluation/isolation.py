@@ -15,23 +15,35 @@ Updates = Mapping[str, LowRankUpdate]
 """One edit: low-rank updates by the name of the parameter."""
 
 
-@contextlib.contextmanager
-def own_updates(model: nn.Module, updates: Sequence[Updates] | None) -> Iterator[None]:
-    """Gives each row of the batch its own edit for the time of a ``with`` block.
+class RowUpdates:
+    """The edits of rows, ready to be added while some of the rows run."""
 
-    The weights stay as they are.
+    def __init__(self, model: nn.Module, updates: Sequence[Updates] | None) -> None:
+        """Stacks the edits.
 
-    Args:
-        model: The model.
-        updates: One edit a row, in the order of the rows; None for no edits.
-    """
-    with contextlib.ExitStack() as stack:
+        Args:
+            model: The model; its weights stay as they are.
+            updates: One edit a row; None for no edits.
+        """
+        self._factors: list[tuple[nn.Module, Tensor, Tensor]] = []
         for name in dict.fromkeys(name for edit in updates or () for name in edit):
             module = model.get_submodule(name.removesuffix(".weight"))
             device = next(module.parameters()).device
             factors = _stacked([edit.get(name) for edit in updates or ()], device)
-            stack.enter_context(row_updates(module, *factors))
-        yield
+            self._factors.append((module, *factors))
+
+    @contextlib.contextmanager
+    def applied(self, rows: Sequence[int]) -> Iterator[None]:
+        """Gives each row of the batch its own edit for the time of a ``with`` block.
+
+        Args:
+            rows: The rows of which the batch consists, in its order.
+        """
+        with contextlib.ExitStack() as stack:
+            for module, output_factor, input_factor in self._factors:
+                index = torch.tensor(rows, device=output_factor.device)
+                stack.enter_context(row_updates(module, output_factor[index], input_factor[index]))
+            yield
 
 
 def _stacked(

@@ -60,10 +60,3 @@ def _rows(place: int, request: EditRequest) -> Iterator[Row]:
     for key, probes in request.portability.items():
         for probe in probes:
             yield Row(place, "portability", key, probe.prompt, probe.ground_truth)
-
-
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Places of all rows in batches of rows of like length, so that few pads are computed."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]

@@ -120,14 +120,14 @@ def call_with_cache(part: nn.Module, cache: StandInCache, **arguments: Any) -> A
     """Calls a decoder or a model, with the names that its release of transformers uses.
 
     Raises:
-        ModelError: It takes no cache.
+        ModelError: It takes no cache, or keeps more of the past than keys and values.
     """
     names = inspect.signature(type(part).forward).parameters
     cache_name = next((name for name in _CACHE_ARGUMENTS if name in names), None)
-    if cache_name is None:
+    if cache_name is None or getattr(part, "_is_stateful", False):
         raise ModelError(
-            f"{type(part).__name__} takes no cache of keys and values, so its tail cannot be run "
-            "by itself; use a model with attention layers"
+            f"{type(part).__name__} keeps no cache of keys and values alone, so it cannot be run "
+            "in parts; use a model with attention layers"
         )
     if "position_ids" not in names:
         arguments.pop("position_ids", None)  # Bloom: its positions are in the mask
