@@ -10,7 +10,7 @@ import torch
 from easyedit_fast import Editor, EditRequest
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.tail import Tail
-from tests.unit.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tests.unit.tiny_models import FAMILIES, tiny_model, word_tokenizer
 
 WORDS = (
     "the",
@@ -36,7 +36,7 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """A tokenizer of whole words within the tiny models' vocabulary."""
-    return tiny_tokenizer(WORDS)
+    return word_tokenizer(WORDS)
 
 
 def edit(model: Any, tokenizer: Any, requests: list[EditRequest], **keys: Any) -> Any:

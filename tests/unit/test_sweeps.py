@@ -17,7 +17,7 @@ from easyedit_fast.metrics import mean_interval
 from easyedit_fast.rome import Rome
 from easyedit_fast.sweeps import run as sweep_run
 from easyedit_fast.sweeps.rows import records_of
-from tests.unit.tiny_models import tiny_model, tiny_tokenizer
+from tests.unit.tiny_models import tiny_model, word_tokenizer
 
 WORDS = [
     "the",
@@ -67,7 +67,7 @@ LAYERS = [0, 2]
 
 @pytest.fixture(scope="module")
 def editor() -> Editor:
-    return Editor(tiny_model(), tiny_tokenizer(WORDS), hparams=HPARAMS)
+    return Editor(tiny_model(), word_tokenizer(WORDS), hparams=HPARAMS)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def plain(rows: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("preset", ["default", "exact"])
 def test_equals_isolated_edits_at_each_layer(statistics: str, preset: str) -> None:
-    model, tokenizer = tiny_model(), tiny_tokenizer(WORDS)
+    model, tokenizer = tiny_model(), word_tokenizer(WORDS)
     editor = Editor(model, tokenizer, hparams=HPARAMS, preset=preset)
     result = sweep(editor, REQUESTS, LAYERS, second_moment=statistics)
     assert [(row.layer, row.mode) for row in result.rows] == [

@@ -110,7 +110,7 @@ def tiny_model(family: str = "llama", *, seed: int = 0, **changes: Any) -> PreTr
     return _randomised(AutoModelForCausalLM.from_config(config), seed)
 
 
-def tiny_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer of whole words within the vocabulary."""
     vocabulary = {"[UNK]": 3, "[EOS]": 2, **{word: 10 + n for n, word in enumerate(words)}}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
