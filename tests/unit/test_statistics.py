@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from easyedit_fast import Editor
 from easyedit_fast.data import TextFiles
@@ -22,6 +23,7 @@ from easyedit_fast.moments import (
     read_origin,
     read_second_moment,
 )
+from easyedit_fast.moments.statistics_files import write_second_moment
 from easyedit_fast.rome import Rome
 from tests.unit.tiny_models import FAMILIES, tiny_model
 
@@ -151,6 +153,52 @@ def test_a_run_that_was_ended_goes_on_and_gives_the_same_bits(
     assert passes[-1] == 40 * LENGTH
     assert not checkpoint.exists()
     assert torch.equal(read_second_moment(whole).matrix, read_second_moment(resumed).matrix)
+
+
+def test_a_run_that_ends_among_its_files_goes_on_from_its_checkpoint(
+    demo_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyedit_fast.moments.collect._CHUNK_TOKENS", 4 * LENGTH)
+    passes: list[int] = []
+
+    def collect(folder: str) -> list[Path]:
+        passes.clear()
+        files = collect_statistics(
+            tiny_model(), demo_model[1], RandomCorpus(20 * LENGTH), [1, 3], tokens=20 * LENGTH,
+            block_length=LENGTH, folder=tmp_path / folder, checkpoint_seconds=0,
+            progress=lambda done, _: passes.append(done),
+        )  # fmt: skip
+        return list(files.values())
+
+    def end(path: Path, *rest: Any) -> None:
+        if "layers.3" in path.name:
+            raise KeyboardInterrupt
+        write_second_moment(path, *rest)
+
+    whole = collect("whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("easyedit_fast.moments.statistics.write_second_moment", end)
+        collect("ended")
+    resumed = collect("ended")
+    assert passes == [], "the checkpoint held every chunk"
+    for wanted, got in zip(whole, resumed, strict=True):
+        assert torch.equal(read_second_moment(wanted).matrix, read_second_moment(got).matrix)
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_error(
+    demo_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(DataFileError, match=r"checkpoint cannot be written .*; make room"):
+        collect_statistics(
+            tiny_model(), demo_model[1], RandomCorpus(40), [1], tokens=40, folder=tmp_path,
+            checkpoint_seconds=0,
+        )  # fmt: skip
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_damaged_checkpoint_is_refused(

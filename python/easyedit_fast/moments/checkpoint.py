@@ -33,6 +33,9 @@ class Checkpoint:
     def read(self, sums: Sums) -> Sums:
         """The sums of the file, or `sums` where there is none.
 
+        Args:
+            sums: Sums of nothing, of layers that the file has; they are overwritten.
+
         Raises:
             DataFileError: The file is damaged, or belongs to another pass.
         """
@@ -43,23 +46,25 @@ class Checkpoint:
         try:
             with safe_open(self.path, framework="pt") as file:
                 header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if header.get("format") != _FORMAT or header.get("description") != self.description:
+                    raise DataFileError(
+                        f"{self.path} is the checkpoint of another run; remove it to begin anew"
+                    )
+                for layer, total in sums.totals.items():
+                    total.copy_(file.get_tensor(str(layer)))
         except (SafetensorError, OSError) as error:
             raise DataFileError(f"{self.path} is damaged ({error}); remove it") from None
-        if header.get("format") != _FORMAT or header.get("description") != self.description:
-            raise DataFileError(
-                f"{self.path} is the checkpoint of another run; remove it to begin anew, or repeat "
-                "that run's options to go on with it"
-            )
-        totals = {
-            layer: tensors[str(layer)].to(total.device) for layer, total in sums.totals.items()
-        }
-        return Sums(totals, chunks=int(header["chunks"]), tokens=int(header["tokens"]))
+        return Sums(sums.totals, chunks=int(header["chunks"]), tokens=int(header["tokens"]))
 
     def write_sometimes(self, sums: Sums) -> None:
-        """Writes the file where the last write is long enough ago."""
+        """Writes the file where the last write is long enough ago.
+
+        Raises:
+            DataFileError: It cannot be written; the one before is as it was.
+        """
         if time.monotonic() - self._last < self.seconds:
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors = {str(layer): total.cpu() for layer, total in sums.totals.items()}
@@ -69,8 +74,14 @@ class Checkpoint:
             "chunks": str(sums.chunks),
             "tokens": str(sums.tokens),
         }
-        with replacing(self.path) as partial:
-            save_file(tensors, partial, metadata=header)
+        try:
+            with replacing(self.path) as partial:
+                save_file(tensors, partial, metadata=header)
+        except SafetensorError as error:
+            raise DataFileError(
+                f"the checkpoint {self.path} cannot be written ({error}); make room, and give the "
+                "same command again"
+            ) from None
         self._last = time.monotonic()
 
     def remove(self) -> None:

@@ -196,11 +196,9 @@ def summed_over_ranks(sums: Sums) -> Sums:
     return dataclasses.replace(sums, tokens=int(tokens))
 
 
-def moments_of(sums: Sums, source: str) -> dict[int, SecondMoment]:
-    """C of each layer."""
-    found = {}
+def moments_of(sums: Sums, source: str) -> Iterator[tuple[int, SecondMoment]]:
+    """Layer and C, one after the other: all at once would take the memory of `sums` again."""
     for layer, total in sums.totals.items():
         lower = total.tril()
         matrix = (lower + lower.tril(-1).T) / sums.tokens
-        found[layer] = SecondMoment(matrix.cpu(), sums.tokens, source)
-    return found
+        yield layer, SecondMoment(matrix.cpu(), sums.tokens, source)

@@ -118,10 +118,12 @@ def collect_statistics(
         )
         for layer in wanted
     }
+    checkpoint = _checkpoint(files, origin, checkpoint_seconds)
     missing = [k for k in wanted if overwrite or not _is_there(files[k], origin, places, k)]
     if missing:
         job = Pass(model, places, missing, budget, length, batch_size or _batch(model, length))
-        _collect(job, tokenizer, corpus, origin, files, samples, progress, checkpoint_seconds)
+        _collect(job, tokenizer, corpus, origin, files, samples, progress, checkpoint)
+    checkpoint.remove()
     return files
 
 
@@ -144,18 +146,9 @@ def _collect(
     files: dict[int, Path],
     samples: int,
     progress: Callable[[int, int], None] | None,
-    checkpoint_seconds: float,
+    checkpoint: Checkpoint,
 ) -> None:
-    rank, ranks = rank_and_ranks()
-    folder = next(iter(files.values())).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    description = {
-        **dataclasses.asdict(origin),
-        "layers": list(job.layers),
-        "process": [rank, ranks],
-    }
-    key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-    checkpoint = Checkpoint(folder / f".{key}.checkpoint", description, seconds=checkpoint_seconds)
+    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
     sums = checkpoint.read(job.start())
 
     def tell(seen: int) -> None:
@@ -164,7 +157,7 @@ def _collect(
 
     job.run(corpus, tokenizer, sums, checkpoint.write_sometimes, tell)
     whole = summed_over_ranks(sums)
-    if rank == 0:
+    if rank_and_ranks()[0] == 0:
         if whole.tokens < job.tokens:
             logger.warning(
                 "the corpus %r has %d tokens, fewer than the %d asked for; all of them were used",
@@ -172,13 +165,28 @@ def _collect(
                 whole.tokens,
                 job.tokens,
             )
-        for layer, moment in moments_of(whole, corpus.name).items():
+        for layer, moment in moments_of(whole, corpus.name):
             known = dataclasses.replace(
                 origin, tokens=whole.tokens, module=job.architecture.projection_name(layer)
             )
             write_second_moment(files[layer], moment, known, samples)
     wait_for_all()  # the others read the files too, and need their checkpoints until then
-    checkpoint.remove()
+
+
+def _checkpoint(files: dict[int, Path], origin: Origin, seconds: float) -> Checkpoint:
+    """The checkpoint of this process.
+
+    It belongs to all the layers that were asked for: those that are missing become fewer while
+    files are written, and a run that ends then goes on from it all the same.
+    """
+    description = {
+        **dataclasses.asdict(origin),
+        "layers": list(files),
+        "process": rank_and_ranks(),
+    }
+    key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+    folder = next(iter(files.values())).parent
+    return Checkpoint(folder / f".{key}.checkpoint", description, seconds=seconds)
 
 
 def _is_there(path: Path, origin: Origin, places: Architecture, layer: int) -> bool:
