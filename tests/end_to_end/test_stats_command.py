@@ -1,4 +1,4 @@
-"""``easyedit-fast stats`` on the real model; the slow ones kill it and split it."""
+"""``easyedit-fast stats`` on the real model; the slow one kills it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from easyedit_fast.moments import read_second_moment
 
@@ -83,24 +84,24 @@ def test_bad_input_is_one_line(
 
 
 @contextlib.contextmanager
-def job(text: Path, folder: Path, *launcher: str) -> Iterator[subprocess.Popen[bytes]]:
+def job(text: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The job in a process of its own, which has ended when this ends."""
     script, log = text.with_name("job.py"), text.with_name("job.log")
     script.write_text(JOB)
-    command = [*(launcher or (sys.executable,)), str(script), str(text), str(folder)]
+    command = [sys.executable, str(script), str(text), str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w") as errors, subprocess.Popen(command, env=environment, stderr=errors) as run:
         yield run
     assert run.returncode in (0, -signal.SIGKILL), log.read_text()
 
 
-def compare(one: Path, other: Path, *, tolerance: float = 0.0) -> None:
+def compare(one: Path, other: Path) -> None:
     """Holds the statistics of two folders, two files each, to each other."""
     pairs = list(zip(sorted(one.rglob("*.npz")), sorted(other.rglob("*.npz")), strict=True))
     assert len(pairs) == 2
     for first, second in pairs:
         wanted, got = (read_second_moment(path).matrix for path in (first, second))
-        assert (got - wanted).norm() <= tolerance * wanted.norm()
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.slow
@@ -126,16 +127,3 @@ def test_killed_at_random_moments_it_loses_nothing(
     with job(text, tmp_path / "killed"):
         pass
     compare(tmp_path / "whole", tmp_path / "killed")
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_sums_of_one(text: Path, tmp_path: Path, demo_model: Any) -> None:
-    options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    accelerate = Path(sys.executable).with_name("accelerate")
-    launch = (str(accelerate), "launch", *options.split(), "--main_process_port", "29511")
-    with job(text, tmp_path / "one"):
-        pass
-    with job(text, tmp_path / "two", *launch):
-        pass
-    compare(tmp_path / "one", tmp_path / "two", tolerance=1e-14)
-    assert not list(tmp_path.rglob("*.checkpoint"))

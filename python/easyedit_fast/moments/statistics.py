@@ -23,7 +23,7 @@ from easyedit_fast.moments.collect import (
     moments_of,
     summed_over_ranks,
 )
-from easyedit_fast.moments.processes import rank_and_ranks, wait_for_all
+from easyedit_fast.moments.processes import first_decides, rank_and_ranks, wait_for_all
 from easyedit_fast.moments.statistics_files import (
     Origin,
     read_origin,
@@ -63,8 +63,8 @@ def collect_statistics(
 
     A run that was ended goes on from its last checkpoint when it is called again with the same
     arguments, and gives the same sums. Layers whose files are there already, from the same
-    corpus and model, are not collected again. Under ``accelerate launch`` every process takes its
-    part, and the first one writes.
+    corpus and model, are not collected again. Under ``accelerate launch`` or ``torchrun`` every
+    process takes its part, and the first one writes.
 
     Args:
         model: The model, in float32, bfloat16 or float16.
@@ -119,7 +119,11 @@ def collect_statistics(
         for layer in wanted
     }
     checkpoint = _checkpoint(files, origin, checkpoint_seconds)
-    missing = [k for k in wanted if overwrite or not _is_there(files[k], origin, places, k)]
+    # On another machine the first one's files need not be there.
+    needed = first_decides(
+        [overwrite or not _is_there(files[k], origin, places, k) for k in wanted]
+    )
+    missing = [layer for layer, is_needed in zip(wanted, needed, strict=True) if is_needed]
     if missing:
         job = Pass(model, places, missing, budget, length, batch_size or _batch(model, length))
         _collect(job, tokenizer, corpus, origin, files, samples, progress, checkpoint)
