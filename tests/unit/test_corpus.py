@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from easyedit_fast.data import Corpus, HubDataset, RequestTokenizer, TextFiles
 from easyedit_fast.errors import DataFileError, MissingFileError, RequestError
@@ -87,6 +90,22 @@ def test_identities_tell_corpora_apart(tmp_path: Path) -> None:
     assert TextFiles.of(path, field="body").identity() != TextFiles.of(path).identity()
     assert HubDataset("wikitext").identity() != HubDataset("wikitext", split="test").identity()
     json.dumps([first, HubDataset("wikitext").identity()])
+
+
+def test_a_folder_that_holds_other_texts_is_another_dataset(jsonl: Path) -> None:
+    before = HubDataset(str(jsonl.parent)).identity()
+    assert HubDataset(str(jsonl.parent)).identity() == before
+    jsonl.write_text(json.dumps({"text": "another"}) + "\n")
+    assert HubDataset(str(jsonl.parent)).identity() != before
+
+
+def test_a_row_without_text_is_named(tmp_path: Path) -> None:
+    words = WordLevel({"a": 1, "</s>": 2}, unk_token="a")
+    own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="</s>")
+    lines = [*[{"text": "a"}] * 300, {"text": None}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RequestError, match=r"record 300, field 'text': .* not NoneType .*dataset"):
+        blocks_of(HubDataset(str(tmp_path)), own)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, jsonl: Path, tokenizer: Any) -> None:

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from easyedit_fast.data import native
-from easyedit_fast.errors import DataFileError, MissingFileError, MissingPackageError
+from easyedit_fast.errors import (
+    DataFileError,
+    MissingFileError,
+    MissingPackageError,
+    RequestError,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,8 +141,14 @@ class HubDataset:
         return self.dataset.rstrip("/").split("/")[-1]
 
     def identity(self) -> dict[str, Any]:
-        """Name, configuration, split and column."""
-        return dataclasses.asdict(self)
+        """Name, configuration, split and column; of a folder its files too, as in `TextFiles`."""
+        known = dataclasses.asdict(self)
+        folder = Path(self.dataset)
+        if self.dataset not in _KNOWN_DATASETS and folder.is_dir():
+            known["files"] = [
+                _identity(path) for path in sorted(folder.rglob("*")) if path.is_file()
+            ]
+        return known
 
     def blocks(
         self, tokenizer: RequestTokenizer, *, block_length: int, rows: int
@@ -147,6 +158,7 @@ class HubDataset:
         Raises:
             MissingPackageError: The ``datasets`` package is not installed.
             DataFileError: The dataset cannot be loaded, or has no such column.
+            RequestError: A row has no text; it names the row and the column.
         """
         packer = native.open_packer(tokenizer.native, block_length=block_length)
         for texts in _batches(self._texts()):
@@ -157,6 +169,19 @@ class HubDataset:
         yield from _present(packer.take_rest())
 
     def _texts(self) -> Iterator[str]:
+        for number, row in enumerate(self._rows()):
+            if self.field not in row:
+                raise DataFileError(
+                    f"dataset {self.dataset!r} has no column {self.field!r}; name the one that "
+                    "holds the text"
+                )
+            text = row[self.field]
+            if not isinstance(text, str):
+                reason = f"must be a text, not {type(text).__name__} (in dataset {self.dataset!r})"
+                raise RequestError(reason, record=number, field=self.field)
+            yield text
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
         try:
             from datasets import load_dataset
         except ImportError:
@@ -166,17 +191,15 @@ class HubDataset:
             ) from None
         dataset, config = _KNOWN_DATASETS.get(self.dataset, (self.dataset, None))
         try:
-            rows = load_dataset(dataset, self.config or config, split=self.split, streaming=True)
-            for row in rows:
-                yield row[self.field]
-        except KeyError:
-            raise DataFileError(
-                f"dataset {self.dataset!r} has no column {self.field!r}; name the one that holds "
-                "the text"
-            ) from None
-        except (OSError, ValueError, RuntimeError) as error:
+            yield from load_dataset(
+                dataset, self.config or config, split=self.split, streaming=True
+            )
+        except (OSError, ValueError, RuntimeError, LookupError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise DataFileError(f"dataset {self.dataset!r} cannot be loaded: {reason}") from error
+            raise DataFileError(
+                f"dataset {self.dataset!r} cannot be loaded: {reason}; check its name, "
+                "configuration and split, and the connection"
+            ) from error
 
 
 def _present(
