@@ -70,6 +70,7 @@ def test_statistics_are_collected_and_told(run: Any, text: Path, tmp_path: Path)
         (["--text", "TEXT", "--dataset", "wikitext"], "give text files"),
         (["--text", "TEXT", "--layers", "x"], "no list of numbers"),
         (["--text", "TEXT", "--layers", "77"], "77"),
+        (["--text", "TEXT", "--layers", "3-1"], "names no layer"),
         (["--text", "TEXT", "--block-length", "1"], "block-length"),
     ],
 )

@@ -90,4 +90,6 @@ def layer_numbers(text: str, depth: int | None = None) -> list[int]:
             numbers += range(int(first), int(last or first) + 1)
     except ValueError:
         raise typer.BadParameter(f"--layers {text!r} is no list of numbers") from None
+    if not numbers:
+        raise typer.BadParameter(f"--layers {text!r} names no layer; write the lower one first")
     return numbers
