@@ -184,9 +184,15 @@ class Editor:
             edits, details, post_batch, post = self._edit_in_batches(
                 batches, score, timings, progress
             )
-        metrics = merge(request_list, pre, post) if evaluate else []
-        if sequential is not None:
-            metrics = add_batch_scores(metrics, post_batch)
+        try:
+            metrics = merge(request_list, pre, post) if evaluate else []
+            if sequential is not None:
+                metrics = add_batch_scores(metrics, post_batch)
+        except BaseException:
+            # The caller gets no result to revert by.
+            if not isolated:
+                remove(self.model, edits)
+            raise
         settings = {"isolated": isolated, "sequential": sequential, "method": self.method.name}
         return EditResult(
             edits=edits,

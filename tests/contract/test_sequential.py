@@ -129,7 +129,7 @@ def test_a_record_is_named_by_its_place_in_the_whole_list(editor: Editor) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sequential": 0}, "at least 1, not 0"),
+        ({"sequential": 0}, "at least 1 request, not 0"),
         ({"sequential": 2, "isolated": True}, "either isolated or sequential"),
     ],
 )

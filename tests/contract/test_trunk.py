@@ -106,19 +106,21 @@ def spared(leads: Leads) -> int:
     return sum((n - 1) * len(t) for n, t in zip(numbers, leads.tokens, strict=True))
 
 
+def common(rows: list[tuple[int, ...]]) -> int:
+    """How many leading tokens all rows share."""
+    return sum(all(row[: n + 1] == rows[0][: n + 1] for row in rows) for n in range(len(rows[0])))
+
+
 def best_by_trying(rows: list[tuple[int, ...]]) -> int:
-    """The most tokens that any partition of the rows can spare."""
-    if not rows:
-        return 0
-    first, *rest = rows
+    """The most tokens that any way to cut the sorted rows into groups can spare."""
     best = 0
-    for members in range(1 << len(rest)):
-        group = [first, *(row for n, row in enumerate(rest) if members >> n & 1)]
-        others = [row for n, row in enumerate(rest) if not members >> n & 1]
-        common = 0
-        while all(len(row) > common and row[common] == first[common] for row in group):
-            common += 1
-        best = max(best, (len(group) - 1) * common + best_by_trying(others))
+    for cuts in range(1 << max(len(rows) - 1, 0)):
+        groups: list[list[tuple[int, ...]]] = [[]]
+        for place, row in enumerate(sorted(rows)):
+            groups[-1].append(row)
+            if cuts >> place & 1:
+                groups.append([])
+        best = max(best, sum((len(g) - 1) * common(g) for g in groups if g))
     return best
 
 

@@ -28,6 +28,8 @@ class Leads:
 def find_leads(rows: Sequence[Sequence[int]]) -> Leads:
     """Finds the leads that spare the most tokens, where each row has one lead at most.
 
+    Rows of one lead are neighbours among the sorted rows; now and then others would spare more.
+
     Args:
         rows: The tokens of each row.
     """
@@ -44,8 +46,6 @@ def find_leads(rows: Sequence[Sequence[int]]) -> Leads:
 
 def _best_groups(common: Sequence[int], rows: int) -> list[tuple[int, int, int]]:
     """Groups of sorted rows that share a lead, each as (first row, last row + 1, length of it).
-
-    Rows that share a lead are neighbours there.
 
     Args:
         common: How many leading tokens each row has in common with the next.
