@@ -55,6 +55,21 @@ class NonFiniteError(EasyEditFastError, ArithmeticError):
     """A result holds NaN or infinity; the weights were left as they were."""
 
 
+class OutOfMemoryError(EasyEditFastError, MemoryError):
+    """Memory ran out, also with one record at a time; the weights were left as they were.
+
+    Attributes:
+        record: Number of the record in its file or list (from 0); None where it is not one
+            record's fault.
+        reason: What ran out, and what to do about it.
+    """
+
+    def __init__(self, reason: str, *, record: int | None = None) -> None:
+        self.reason = reason
+        self.record = record
+        super().__init__(reason if record is None else f"record {record}: {reason}")
+
+
 class NativeModuleError(EasyEditFastError, ImportError):
     """A native module is missing, cannot be loaded, or is of another version."""
 

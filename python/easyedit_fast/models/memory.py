@@ -1,0 +1,179 @@
+"""Memory: how much is free, and work in batches that shrink where it runs out."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from easyedit_fast.errors import OutOfMemoryError
+
+logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+# In memory.max's and memory.stat's words, of version 2 and of version 1.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+_MESSAGES = (
+    "out of memory",  # CUDA, HIP, MPS
+    "not enough memory",  # torch's CPU allocator
+    "can't allocate memory",  # the same
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED
+    "bad_alloc",
+)
+_ASKED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that could be allocated on a device now, in bytes.
+
+    On a GPU that is what the driver has free and what torch's allocator holds free. Elsewhere it is
+    the least of what Linux calls available and what the limits of the process's control groups
+    (containers, batch systems) leave; files that the system only caches count as free.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, min([_system_bytes(), *_cgroup_bytes()]))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that memory ran out."""
+    return any(_says_out_of_memory(link) for link in _chain(error))
+
+
+def free_after(error: BaseException) -> None:
+    """Frees what the failed call still holds: the variables of the frames in its traceback."""
+    for link in _chain(error):
+        traceback.clear_frames(link.__traceback__)
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def in_batches(
+    items: Sequence[_Item],
+    run: Callable[[Sequence[_Item]], _Result],
+    batch_size: int,
+    *,
+    record_of: Callable[[_Item], int],
+) -> Iterator[tuple[Sequence[_Item], _Result]]:
+    """Runs items batch by batch; where memory runs out, goes on from there with half the size.
+
+    Args:
+        items: The items.
+        run: Runs one batch. It may be called again with a part of the same items, so that what it
+            keeps must be in its result alone.
+        batch_size: Items in a batch.
+        record_of: The number of an item's record in the user's list, for the error.
+
+    Yields:
+        Each batch and its result, in the order of the items.
+
+    Raises:
+        OutOfMemoryError: One item alone is too much; what came before it was yielded.
+    """
+    first, size, failed = 0, batch_size, 0
+    while first < len(items):
+        batch = items[first : first + size]
+        try:
+            result = run(batch)
+        except Exception as error:
+            if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+                raise
+            free_after(error)
+            if len(batch) == 1:
+                raise out_of_memory(error, record=record_of(batch[0])) from None
+            failed, size = failed or len(batch), -(-len(batch) // 2)
+            continue
+        if failed:
+            logger.warning("out of memory with %d at once; going on with %d", failed, size)
+            failed = 0
+        yield batch, result
+        first += len(batch)
+
+
+def out_of_memory(error: BaseException, *, record: int | None = None) -> OutOfMemoryError:
+    """Our own error for one that `is_out_of_memory`, in one line."""
+    asked = _ASKED.search(str(error))
+    wanted = f" ({asked[1]} were asked for)" if asked else ""
+    what = "memory ran out" if record is None else "alone it takes more memory than there is"
+    return OutOfMemoryError(
+        f"{what}{wanted}; nothing was changed. Shorten it, use fewer context templates, load the "
+        "model in bfloat16, or end other programs",
+        record=record,
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from, as a traceback shows them."""
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):
+        text = str(error).lower()
+        return isinstance(error, torch.OutOfMemoryError) or any(part in text for part in _MESSAGES)
+    return isinstance(error, MemoryError)
+
+
+def _system_bytes() -> int:
+    try:
+        return _numbers(_PROC / "meminfo")["MemAvailable:"] * 1024
+    except (OSError, KeyError):  # no Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_bytes() -> Iterator[int]:
+    """What the limits of the process's control group and those around it leave."""
+    try:
+        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        version_1 = "memory" in controllers.split(",")
+        if controllers and not version_1:
+            continue
+        root = _CGROUPS / "memory" if version_1 else _CGROUPS
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root):
+                yield from _group_bytes(folder, *_CGROUP_FILES[version_1])
+
+
+def _group_bytes(folder: Path, limit: str, usage: str, cached: str) -> Iterator[int]:
+    try:
+        most, used = ((folder / name).read_text().strip() for name in (limit, usage))
+        files = _numbers(folder / "memory.stat").get(cached, 0)
+    except OSError:  # the root has no limit; in a container the path may be the host's
+        return
+    if most != "max":
+        yield int(most) - int(used) + files
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines ``name number …`` of a file of the kernel."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
