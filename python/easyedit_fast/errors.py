@@ -6,13 +6,18 @@ Every class also derives from the built-in exception that a caller would expect,
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class EasyEditFastError(Exception):
     """Base of all errors that this package raises on purpose."""
 
 
-class RequestError(EasyEditFastError, ValueError):
-    """An edit request that cannot be used.
+class RecordError(EasyEditFastError):
+    """Base of the errors that may be the fault of one record.
 
     Attributes:
         record: Number of the record in its file or list (from 0), or None for a lone request.
@@ -29,6 +34,14 @@ class RequestError(EasyEditFastError, ValueError):
             *([f"field {field!r}"] if field is not None else []),
         ]
         super().__init__(f"{', '.join(place)}: {reason}" if place else reason)
+
+    def at(self, record: int) -> Self:
+        """The same error under the record's number in another list."""
+        return type(self)(self.reason, record=record, field=self.field)
+
+
+class RequestError(RecordError, ValueError):
+    """An edit request that cannot be used."""
 
 
 class DataFileError(EasyEditFastError, ValueError):
@@ -51,23 +64,12 @@ class EditStateError(EasyEditFastError, RuntimeError):
     """An edit that does not fit the model's state: applied twice, another model, not applied."""
 
 
-class NonFiniteError(EasyEditFastError, ArithmeticError):
+class NonFiniteError(RecordError, ArithmeticError):
     """A result holds NaN or infinity; the weights were left as they were."""
 
 
-class OutOfMemoryError(EasyEditFastError, MemoryError):
-    """Memory ran out, also with one record at a time; the weights were left as they were.
-
-    Attributes:
-        record: Number of the record in its file or list (from 0); None where it is not one
-            record's fault.
-        reason: What ran out, and what to do about it.
-    """
-
-    def __init__(self, reason: str, *, record: int | None = None) -> None:
-        self.reason = reason
-        self.record = record
-        super().__init__(reason if record is None else f"record {record}: {reason}")
+class OutOfMemoryError(RecordError, MemoryError):
+    """Memory ran out, also with one record at a time; the weights were left as they were."""
 
 
 class NativeModuleError(EasyEditFastError, ImportError):

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "easyedit_fast"
 # the same order.
 LEVELS = (
     {"errors"},
-    {"files", "hparams", "requests", "timings", "version"},
+    {"failures", "files", "hparams", "requests", "timings", "version"},
     {"kernels", "models", "result_files", "sequence", "updates"},
     {"data", "edit_files", "ledger", "metrics"},
     {"edits", "moments", "training"},
