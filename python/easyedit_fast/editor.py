@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from easyedit_fast.edits import Edit
-from easyedit_fast.errors import HparamsError, ModelError, RequestError
-from easyedit_fast.evaluation import Evaluator, add_batch_scores, merge
+from easyedit_fast.errors import HparamsError, ModelError
+from easyedit_fast.evaluation import Evaluator, add_batch_scores, join
+from easyedit_fast.failures import Failures, OnError
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.ledger import remove, save_edited_model
 from easyedit_fast.methods import Progress, method_factory
@@ -20,7 +22,13 @@ from easyedit_fast.metrics import summarise
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.loading import check_tokenizer, load_model
-from easyedit_fast.requests import EditRequest, refuse_contradictions
+from easyedit_fast.models.memory import (
+    BatchSize,
+    check_batch_size,
+    make_room_after,
+    out_of_memory_in_one_line,
+)
+from easyedit_fast.requests import EditRequest, Requests, refuse_contradictions, request_list
 from easyedit_fast.results import EditResult
 from easyedit_fast.sequence import Batch, in_batches
 from easyedit_fast.timings import Timings
@@ -33,10 +41,33 @@ if TYPE_CHECKING:
     from easyedit_fast.models.architectures import Architecture
     from easyedit_fast.updates import ComputedUpdates
 
-Requests: TypeAlias = EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]
 HparamsLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Hparams | None
 _Scores: TypeAlias = list[dict[str, Any]]
 _Score: TypeAlias = Callable[[Sequence[EditRequest], str, "Sequence[Updates] | None"], _Scores]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What all steps of one call of `Editor.edit` share.
+
+    Attributes:
+        timings: Gets their seconds.
+        batch_size: Requests that are optimised at once.
+        score: Scores requests; None where nothing is evaluated.
+    """
+
+    timings: Timings
+    batch_size: BatchSize
+    score: _Score | None
+
+    def scores(
+        self,
+        requests: Sequence[EditRequest],
+        when: str,
+        updates: Sequence[Updates] | None = None,
+    ) -> _Scores:
+        """One dict a request, or nothing where nothing is evaluated."""
+        return [] if self.score is None else self.score(requests, when, updates)
 
 
 class Editor:
@@ -135,12 +166,15 @@ class Editor:
             architecture=architecture,
         )
 
+    @out_of_memory_in_one_line()
     def edit(
         self,
         requests: Requests,
         *,
         isolated: bool = False,
         sequential: int | None = None,
+        batch_size: BatchSize = "auto",
+        on_error: OnError = "raise",
         evaluate: bool = True,
         generate: bool = True,
         progress: Progress | None = None,
@@ -154,6 +188,13 @@ class Editor:
             sequential: Edit in batches of this many requests, one after another: each is computed
                 for the model that holds the batches before it, and ``result.edits`` holds one edit
                 a batch. None: all requests in one batch.
+            batch_size: Requests that are optimised at once; ``auto`` takes as many as the memory
+                at hand allows. Where memory runs out the batch is halved, and nothing is lost.
+                The result does not depend on it.
+            on_error: ``raise``: a request that fails ends the call, and nothing is changed.
+                ``skip``: it is left out, and the others finish. It fails where it does not fit
+                the model, where what is computed of it is not finite, and where it alone takes
+                more memory than there is; ``result.failures`` has the errors.
             evaluate: Score the requests before and after.
             generate: Score greedy generations too, not only teacher-forced tokens.
             progress: Called with the number of requests that are done, and of all.
@@ -163,36 +204,36 @@ class Editor:
 
         Raises:
             RequestError: A request cannot be used, or two of one batch contradict each other.
-            HparamsError: ``sequential`` is not positive, or goes with ``isolated``.
+            HparamsError: ``sequential``, ``batch_size`` or ``on_error`` cannot be used, or
+                ``sequential`` goes with ``isolated``.
             NonFiniteError: A result is not finite. The weights are as they were.
+            OutOfMemoryError: Memory ran out, with one request at a time too. The weights are as
+                they were.
         """
-        request_list = _request_list(requests)
+        check_batch_size(batch_size)
+        failures = Failures(on_error)
+        asked = request_list(requests)
         if isolated and sequential is not None:
             raise HparamsError("isolated edits know no order; give either isolated or sequential")
-        batches = [] if isolated else in_batches(request_list, sequential)
+        batches = [] if isolated else in_batches(asked, sequential)
         for batch in batches:  # a later one may change what an earlier one set
             refuse_contradictions(batch.requests, first=batch.first)
         timings = Timings()
-        score = self._scorer(generate, timings) if evaluate else None
-        pre = score(request_list, "before", None) if score else []
+        call = _Call(timings, batch_size, self._scorer(generate, timings) if evaluate else None)
+        pre = self._score_before(asked, call, failures)
         if isolated:
-            edits, details = self._compute(request_list, True, timings, progress)
+            edits, details = self._compute(asked, True, call, failures, progress)
             own = [edit.updates for edit in edits]
-            post = score(request_list, "after", own) if score else []
+            post = call.scores(failures.others(asked), "after", own)
             post_batch: _Scores = []
         else:
             edits, details, post_batch, post = self._edit_in_batches(
-                batches, score, timings, progress
+                batches, call, failures, progress
             )
-        try:
-            metrics = merge(request_list, pre, post) if evaluate else []
+        with self._undoing(edits):
+            metrics = join(asked, pre, post, failures) if evaluate else []
             if sequential is not None:
                 metrics = add_batch_scores(metrics, post_batch)
-        except BaseException:
-            # The caller gets no result to revert by.
-            if not isolated:
-                remove(self.model, edits)
-            raise
         settings = {"isolated": isolated, "sequential": sequential, "method": self.method.name}
         return EditResult(
             edits=edits,
@@ -201,6 +242,7 @@ class Editor:
             timings=timings,
             details=details,
             settings={**settings, **self.method.settings()},
+            failures=dict(failures),
         )
 
     @contextlib.contextmanager
@@ -227,38 +269,47 @@ class Editor:
     def _edit_in_batches(
         self,
         batches: Sequence[Batch],
-        score: _Score | None,
-        timings: Timings,
+        call: _Call,
+        failures: Failures,
         progress: Progress | None,
     ) -> tuple[list[Edit], list[dict[str, Any]], _Scores, _Scores]:
         """Applies one batch after another, or none of them.
 
         Returns:
-            An edit a batch; then, one a request: what the method tells, the scores right after its
-            own batch, and those of the final model.
+            An edit a batch; what the method tells of each request; then, for each that did not
+            fail, the scores right after its own batch, and those of the final model.
         """
         requests = [request for batch in batches for request in batch.requests]
         edits: list[Edit] = []
         details: list[dict[str, Any]] = []
         post_batch: _Scores = []
-        try:
+        with self._undoing(edits):
             for batch in batches:
-                with batch.naming_errors():
-                    tell = None if progress is None else batch.progress(progress)
-                    made, told = self._compute(batch.requests, False, timings, tell)
+                tell = None if progress is None else batch.progress(progress)
+                part = failures.part(batch.first, len(batch.requests))
+                with batch.naming_errors(), part as own:
+                    made, told = self._compute(batch.requests, False, call, own, tell)
                     edits += made
                     details += told
-                    with timings.phase("update"):
-                        edits[-1].apply(self.model)
-                if score and batch is not batches[-1]:
-                    post_batch += score(batch.requests, "after each batch", None)
-            post = score(requests, "after", None) if score else []
-        except BaseException:
-            # The caller gets no result to revert by.
-            self._take_out(edits)
-            raise
+                    for edit in made:  # none where all of them failed
+                        with call.timings.phase("update"):
+                            edit.apply(self.model)
+                if batch is not batches[-1]:
+                    finished = own.others(batch.requests)
+                    post_batch += call.scores(finished, "after each batch")
+            post = call.scores(failures.others(requests), "after")
         # Right after the last batch, the model is the final one.
         return edits, details, post_batch + post[len(post_batch) :], post
+
+    @contextlib.contextmanager
+    def _undoing(self, edits: list[Edit]) -> Iterator[None]:
+        """Takes the edits out where the block fails: the caller gets no result to revert by."""
+        try:
+            yield
+        except BaseException as error:
+            make_room_after(error)
+            self._take_out(edits)
+            raise
 
     def _take_out(self, edits: Iterable[Edit]) -> None:
         """Reverts those that are applied, in one go."""
@@ -275,23 +326,39 @@ class Editor:
 
         return score
 
+    def _score_before(
+        self, requests: Sequence[EditRequest], call: _Call, failures: Failures
+    ) -> dict[int, dict[str, Any]]:
+        """Scores by place; a request with a prompt that does not fit the model fails."""
+        while True:
+            places = failures.among(range(len(requests)))
+            with failures.catching(places):
+                scores = call.scores(failures.others(requests), "before")
+                return dict(zip(places, scores, strict=False))  # none, if nothing is evaluated
+
     def _compute(
         self,
         requests: Sequence[EditRequest],
         isolated: bool,
-        timings: Timings,
+        call: _Call,
+        failures: Failures,
         progress: Progress | None,
     ) -> tuple[list[Edit], list[dict[str, Any]]]:
         """Edits that are not applied yet, and what the method tells of each request."""
         computed = self.method.compute(
-            requests, isolated=isolated, timings=timings, progress=progress
+            requests,
+            isolated=isolated,
+            timings=call.timings,
+            batch_size=call.batch_size,
+            failures=failures,
+            progress=progress,
         )
-        return self._as_edits(requests, computed, isolated), computed.details
+        return self._as_edits(failures.others(requests), computed, isolated), computed.details
 
     def _as_edits(
         self, requests: Sequence[EditRequest], computed: ComputedUpdates, isolated: bool
     ) -> list[Edit]:
-        shares = [[request] for request in requests] if isolated else [requests]
+        shares = [[request] for request in requests] if isolated else [requests] if requests else []
         return [
             Edit(
                 updates,
@@ -306,28 +373,6 @@ class Editor:
             )
             for updates, share in zip(computed.updates, shares, strict=True)
         ]
-
-
-def _request_list(requests: Requests) -> list[EditRequest]:
-    """The requests as a list; dicts become `EditRequest`."""
-    if isinstance(requests, str | os.PathLike):
-        raise RequestError(
-            f"{os.fspath(requests)!r} is a text; pass requests, e.g. read_requests(path)"
-        )
-    if isinstance(requests, EditRequest | Mapping):
-        requests = [requests]
-    made: list[EditRequest] = []
-    for place, request in enumerate(requests):
-        if isinstance(request, EditRequest):
-            made.append(request)
-            continue
-        try:
-            made.append(EditRequest.from_dict(request))
-        except RequestError as error:
-            raise RequestError(error.reason, record=place, field=error.field) from None
-    if not made:
-        raise RequestError("there is no request; give at least one")
-    return made
 
 
 def _loading_keys(hparams: HparamsLike) -> Mapping[str, Any]:

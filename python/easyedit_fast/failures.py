@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 from easyedit_fast.errors import HparamsError, RecordError
 
 OnError: TypeAlias = Literal["raise", "skip"]
 """What becomes of a request that fails: its error ends the whole call, or it is left out."""
+
+
+_Request = TypeVar("_Request")
 
 
 class Failures(dict[int, RecordError]):
@@ -36,9 +41,67 @@ class Failures(dict[int, RecordError]):
         """
         named = error.at(place)
         if self.on_error == "raise":
-            raise named from None
-        self[place] = named
+            raise named from error
+        self.setdefault(place, named)
 
-    def others(self, requests: int) -> list[int]:
-        """The places of the requests that have not failed, of that many in all."""
-        return [place for place in range(requests) if place not in self]
+    @contextlib.contextmanager
+    def part(self, first: int, requests: int) -> Iterator[Failures]:
+        """The failures of a part of the list, by the places in that part.
+
+        Those that the ``with`` block adds are taken over.
+
+        Args:
+            first: Place of the part's first request.
+            requests: How many there are in it.
+        """
+        own = Failures(self.on_error)
+        own.update(
+            (place, self[first + place].at(place))
+            for place in range(requests)
+            if first + place in self
+        )
+        yield own
+        self.update((first + place, error.at(first + place)) for place, error in own.items())
+
+    @contextlib.contextmanager
+    def catching(self, places: Sequence[int]) -> Iterator[None]:
+        """Refuses the request that a ``with`` block's error names; the block ends there.
+
+        Args:
+            places: The places of the requests that the block works on.
+
+        Raises:
+            RecordError: The error, where it names none, or `on_error` is ``raise``.
+        """
+        try:
+            yield
+        except RecordError as error:
+            if error.record is None:
+                raise
+            self.refuse(places[error.record], error)
+
+    def among(self, places: Iterable[int]) -> list[int]:
+        """Those of some places whose requests have not failed."""
+        return [place for place in places if place not in self]
+
+    def others(self, requests: Sequence[_Request]) -> list[_Request]:
+        """Those of all requests that have not failed."""
+        return [request for place, request in enumerate(requests) if place not in self]
+
+
+@contextlib.contextmanager
+def numbered(records: Sequence[int]) -> Iterator[None]:
+    """Renumbers the errors of a ``with`` block that works on a part of a list.
+
+    Args:
+        records: The number in the whole list of each record of the part.
+
+    Raises:
+        RecordError: The block's, with the record's number in the whole list.
+    """
+    try:
+        yield
+    except RecordError as error:
+        if error.record is None:
+            raise
+        raise error.at(records[error.record]) from error

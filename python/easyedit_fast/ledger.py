@@ -29,6 +29,7 @@ from easyedit_fast.kernels import rank_update_
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.compat import quiet_transformers
 from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.models.memory import make_room_after
 from easyedit_fast.updates import LowRankUpdate
 
 if TYPE_CHECKING:
@@ -104,13 +105,15 @@ def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
     try:
         for name, parameter in parameters.items():
             _add_update(parameter, edit.updates[name])
-    except BaseException:
+        checksums = {name: _checksum(parameter) for name, parameter in parameters.items()}
+    except BaseException as error:
+        make_room_after(error)
         for name, parameter in parameters.items():
-            _rebuild(parameter, weights[name])
+            _restore(parameter, weights[name])
         raise
-    for name, parameter in parameters.items():
+    for name, checksum in checksums.items():
         weights[name].updates[edit_id] = edit.updates[name]
-        weights[name].checksum = _checksum(parameter)
+        weights[name].checksum = checksum
     setattr(model, _ATTRIBUTE, {**ledger, **weights})
     _set_config_ids(model, applied_edit_ids(model))
 
@@ -142,7 +145,8 @@ def remove(model: PreTrainedModel, edits: Sequence[Edit]) -> None:
                 if edit_id not in edit_ids
             }
             _rebuild(parameter, ledger[name])
-    except BaseException:
+    except BaseException as error:
+        make_room_after(error)
         for name, parameter in parameters.items():
             ledger[name].updates = before[name]
             _rebuild(parameter, ledger[name])
@@ -331,12 +335,17 @@ def _add_update(parameter: torch.Tensor, update: LowRankUpdate) -> None:
     )
 
 
-def _rebuild(parameter: torch.Tensor, weight: _EditedWeight) -> None:
+def _restore(parameter: torch.Tensor, weight: _EditedWeight) -> None:
     """Sets a weight to its original plus its updates, in order."""
     with torch.no_grad():
         parameter.copy_(weight.original)
     for update in weight.updates.values():
         _add_update(parameter, update)
+
+
+def _rebuild(parameter: torch.Tensor, weight: _EditedWeight) -> None:
+    """`_restore` after the updates were changed, and the checksum of it."""
+    _restore(parameter, weight)
     weight.checksum = _checksum(parameter)
 
 

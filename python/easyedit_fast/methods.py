@@ -11,8 +11,10 @@ from easyedit_fast.errors import HparamsError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from easyedit_fast.failures import Failures
     from easyedit_fast.hparams import Hparams
     from easyedit_fast.models.architectures import Architecture
+    from easyedit_fast.models.memory import BatchSize
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.timings import Timings
     from easyedit_fast.updates import ComputedUpdates
@@ -44,9 +46,14 @@ class EditingMethod(Protocol):
         *,
         isolated: bool,
         timings: Timings,
+        batch_size: BatchSize = "auto",
+        failures: Failures | None = None,
         progress: Progress | None = None,
     ) -> ComputedUpdates:
-        """Computes the updates and leaves the model as it was."""
+        """Computes the updates and leaves the model as it was.
+
+        Requests that are among the `failures` are left out; those that fail are added to them.
+        """
         ...
 
     def requests_at_once(self, requests: Sequence[EditRequest]) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from easyedit_fast.errors import RequestError
 
@@ -251,3 +252,33 @@ def _section(entry: object, field: str) -> Iterable[Probe]:
         for prompt, answer in zip(prompts, answers, strict=True)
         if prompt is not None and prompt.strip()
     ]
+
+
+Requests: TypeAlias = EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]
+"""One request or several, as `EditRequest` or as mappings of its fields."""
+
+
+def request_list(requests: Requests) -> list[EditRequest]:
+    """The requests as a list; mappings become `EditRequest`.
+
+    Raises:
+        RequestError: There is none, or one of them cannot be used.
+    """
+    if isinstance(requests, str | os.PathLike):
+        raise RequestError(
+            f"{os.fspath(requests)!r} is a text; pass requests, e.g. read_requests(path)"
+        )
+    if isinstance(requests, EditRequest | Mapping):
+        requests = [requests]
+    made: list[EditRequest] = []
+    for place, request in enumerate(requests):
+        if isinstance(request, EditRequest):
+            made.append(request)
+            continue
+        try:
+            made.append(EditRequest.from_dict(request))
+        except RequestError as error:
+            raise error.at(place) from None
+    if not made:
+        raise RequestError("there is no request; give at least one")
+    return made

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from easyedit_fast.errors import EasyEditFastError, HparamsError, RequestError
+from easyedit_fast.errors import EasyEditFastError, HparamsError, RecordError
 from easyedit_fast.requests import EditRequest
 
 
@@ -45,8 +45,8 @@ class Batch:
         """Errors of the package then say which batch they are from, where there are several.
 
         Raises:
-            EasyEditFastError: Of the same class. A `RequestError` names the request's place in
-                the whole list.
+            EasyEditFastError: Of the same class. One that names a request names its place in the
+                whole list.
         """
         try:
             yield
@@ -57,9 +57,9 @@ class Batch:
 
     def _named(self, error: EasyEditFastError) -> EasyEditFastError:
         undone = "; the batches before it were taken out again" if self.number else ""
-        if isinstance(error, RequestError):
-            record = None if error.record is None else self.first + error.record
-            return RequestError(error.reason + undone, record=record, field=error.field)
+        if isinstance(error, RecordError) and error.record is not None:
+            record = self.first + error.record
+            return type(error)(error.reason + undone, record=record, field=error.field)
         place = f"batch {self.number} of {self.batches}, whose request 0 is {self.first} of all"
         return type(error)(f"{place}: {error}{undone}")
 

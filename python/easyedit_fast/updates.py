@@ -70,9 +70,10 @@ class ComputedUpdates:
     """What a method computed for a list of requests.
 
     Attributes:
-        updates: Updates by parameter name: one entry for all requests (together), or one a
-            request (isolated).
-        details: What the method tells of each request, as plain JSON values.
+        updates: Updates by parameter name: one entry for all requests that did not fail
+            (together), or one for each of them (isolated); none where all failed.
+        details: What the method tells of each request, as plain JSON values; empty for those that
+            failed.
     """
 
     updates: list[dict[str, LowRankUpdate]]

@@ -192,7 +192,7 @@ def test_nan_never_reaches_a_weight(editor: Editor) -> None:
     try:
         with torch.no_grad():
             norm[3] = float("nan")
-        with pytest.raises(NonFiniteError, match="request 0"):
+        with pytest.raises(NonFiniteError, match=r"record 0: .* gave NaN or infinity"):
             editor.edit(REQUESTS, evaluate=False)
     finally:
         with torch.no_grad():

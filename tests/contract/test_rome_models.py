@@ -137,7 +137,7 @@ def test_a_failure_after_the_edit_takes_it_out(
     def fail(*_: object) -> None:
         raise MemoryError("no room for the metrics")
 
-    monkeypatch.setattr("easyedit_fast.editor.merge", fail)
+    monkeypatch.setattr("easyedit_fast.editor.join", fail)
     with pytest.raises(MemoryError):
         edit(model, tokenizer, REQUESTS)
     for name, parameter in model.named_parameters():

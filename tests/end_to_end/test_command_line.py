@@ -115,16 +115,22 @@ def test_a_part_of_a_file_without_its_bad_records(run: Any, hparams: Path, tmp_p
     assert "holds no record" in err
 
 
-def test_progress_counts_requests(demo_model: Any, hparams: Path) -> None:
+def test_progress_counts_requests(demo_model: Any) -> None:
     fact = {"prompt": "{} is in the country of", "subject": "Oslo", "target_new": "Chile"}
     facts = [{**fact, "subject": name} for name in ("Oslo", "Bergen", "Lima")]
     told: list[tuple[int, int]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("easyedit_fast.rome.rome._ROWS_PER_BATCH", 6)  # two requests of three rows
-        Editor(*demo_model, hparams={"layers": [4, 5], "context_templates": ["{}", "Yes. {}"],
-                                     "v_num_grad_steps": 1}).edit(
-            facts, isolated=True, evaluate=False, progress=lambda *counts: told.append(counts)
-        )  # fmt: skip
+    hparams = {
+        "layers": [4, 5],
+        "context_templates": ["{}", "Yes. {}"],
+        "v_num_grad_steps": 1,
+    }
+    Editor(*demo_model, hparams=hparams).edit(
+        facts,
+        isolated=True,
+        batch_size=2,
+        evaluate=False,
+        progress=lambda *counts: told.append(counts),
+    )
     assert told == [(2, 6), (3, 6), (5, 6), (6, 6)]
 
 

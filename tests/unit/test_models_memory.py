@@ -14,7 +14,7 @@ import torch
 
 from easyedit_fast.errors import OutOfMemoryError
 from easyedit_fast.models import memory
-from easyedit_fast.models.memory import available_bytes, in_batches, is_out_of_memory
+from easyedit_fast.models.memory import available_bytes, is_out_of_memory, run_in_batches
 
 CPU = torch.device("cpu")
 TOO_MUCH = 10**15
@@ -67,9 +67,13 @@ def test_errors_of_other_devices_and_releases(error: Exception) -> None:
 
 def test_the_error_is_one_line_with_what_was_asked_for() -> None:
     error = caught(lambda: torch.empty(TOO_MUCH))
-    told = str(memory.out_of_memory(error, record=3))
-    assert told.startswith("record 3: alone it takes more memory than there is (4000000000000000 ")
+    told = str(memory.out_of_memory(error).at(3))
+    assert told.startswith("record 3: memory ran out (4000000000000000 bytes were asked for), ")
     assert "\n" not in told
+
+
+def raised(item: int, error: OutOfMemoryError) -> None:
+    raise error.at(item)
 
 
 class Room:
@@ -93,7 +97,7 @@ class Room:
 def test_running_out_halves_the_batch_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     room = Room(2)
     with caplog.at_level(logging.WARNING, "easyedit_fast"):
-        done = list(in_batches(range(7), room.run, 64, record_of=int))
+        done = list(run_in_batches(range(7), room.run, 64, refuse=raised))
     assert [(list(batch), result) for batch, result in done] == [
         ([0, 1], 1),
         ([2, 3], 5),
@@ -109,7 +113,7 @@ def test_running_out_halves_the_batch_and_goes_on(caplog: pytest.LogCaptureFixtu
 def test_what_is_done_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     room = Room(4)
     done = []
-    for batch, _ in in_batches(range(12), room.run, 4, record_of=int):
+    for batch, _ in run_in_batches(range(12), room.run, 4, refuse=raised):
         done.extend(batch)
         room.room = 3  # less memory from the second batch on
     assert done == list(range(12))
@@ -119,8 +123,8 @@ def test_what_is_done_is_kept(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_one_item_that_is_too_much_is_named() -> None:
     room, done = Room(1), []
-    with pytest.raises(OutOfMemoryError, match=r"^record 12: alone it takes more memory") as error:
-        for batch, _ in in_batches([10, 11, 12, 13], room.run, 1, record_of=int):
+    with pytest.raises(OutOfMemoryError, match=r"^record 12: memory ran out") as error:
+        for batch, _ in run_in_batches([10, 11, 12, 13], room.run, 1, refuse=raised):
             done.extend(batch)
             room.room = 0 if batch[0] == 11 else 1
     assert (done, error.value.record) == ([10, 11], 12)
@@ -132,7 +136,7 @@ def test_other_errors_are_not_swallowed() -> None:
         raise KeyError("other")
 
     with pytest.raises(KeyError):
-        list(in_batches(range(4), fail, 2, record_of=int))
+        list(run_in_batches(range(4), fail, 2, refuse=raised))
 
 
 def test_an_inner_errors_record_is_kept() -> None:
@@ -140,7 +144,7 @@ def test_an_inner_errors_record_is_kept() -> None:
         raise OutOfMemoryError("no room", record=5)
 
     with pytest.raises(OutOfMemoryError, match="record 5"):
-        list(in_batches(range(4), fail, 2, record_of=int))
+        list(run_in_batches(range(4), fail, 2, refuse=raised))
 
 
 def test_available_bytes_are_what_could_be_allocated() -> None:
@@ -213,7 +217,7 @@ def test_a_real_card_runs_out_and_goes_on() -> None:
         states = torch.empty(bytes_each * len(batch), dtype=torch.uint8, device=device)
         return float(states[:1].float().sum() * 0)
 
-    done = [list(batch) for batch, _ in in_batches(range(8), run, 8, record_of=int)]
+    done = [list(batch) for batch, _ in run_in_batches(range(8), run, 8, refuse=raised)]
     assert [place for batch in done for place in batch] == list(range(8))
     assert max(map(len, done)) <= 4
     assert available_bytes(device) > 0.9 * free

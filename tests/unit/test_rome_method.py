@@ -15,7 +15,7 @@ import torch
 from easyedit_fast import Editor, EditRequest
 from easyedit_fast.errors import HparamsError, RequestError
 from easyedit_fast.rome import Rome, resolve_rome_hparams
-from easyedit_fast.rome.rome import _for_rows
+from easyedit_fast.rome.batches import _for_rows
 from easyedit_fast.timings import Timings
 
 GIVEN: dict[str, Any] = {"layers": [5], "v_num_grad_steps": 3, "context_templates": ["{}"]}
@@ -94,12 +94,11 @@ def test_an_infinite_condition_is_null(demo_model: Any, monkeypatch: pytest.Monk
 
 
 def test_errors_count_in_the_whole_list(demo_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easyedit_fast.rome.rome._ROWS_PER_BATCH", 2)
     monkeypatch.setattr(demo_model[0].config, "max_position_embeddings", 30)
     long = EditRequest("{} lies " + "so very " * 20 + "far from", "Peru", "Rome")
     rome = make(demo_model, v_num_grad_steps=1)
     with pytest.raises(RequestError, match=r"record 2, field 'prompt'.*the model reads 30 at most"):
-        rome.compute([REQUEST, REQUEST, long], isolated=True, timings=Timings())
+        rome.compute([REQUEST, REQUEST, long], isolated=True, timings=Timings(), batch_size=1)
 
 
 @pytest.mark.parametrize("isolated", [False, True])

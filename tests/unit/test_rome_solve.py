@@ -131,8 +131,8 @@ def test_a_key_that_cannot_be_used_is_named(value: float, with_moment: bool) -> 
     keys = draw(0, 3, D_IN)
     keys[1] = value
     factor = second_moment(5).factorise() if with_moment else None
-    with pytest.raises(NonFiniteError, match=r"request 5 is zero or not finite; .*float32"):
-        solve_update(draw(1, 3, D_OUT), keys, keys, factor, "out_in", first_request=4)
+    with pytest.raises(NonFiniteError, match=r"record 1: its key is zero or not finite; .*float32"):
+        solve_update(draw(1, 3, D_OUT), keys, keys, factor, "out_in")
 
 
 def test_a_singular_second_moment_is_damped_and_said(caplog: pytest.LogCaptureFixture) -> None:

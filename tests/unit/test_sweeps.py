@@ -87,7 +87,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
     original = Rome.values
 
     def values(self: Rome, requests: Any, layers: Any, **options: Any) -> Any:
-        calls.append((options["first_request"], list(layers)))
+        calls.append((REQUESTS.index(requests[0]), list(layers)))
         return original(self, requests, layers, **options)
 
     monkeypatch.setattr(Rome, "values", values)

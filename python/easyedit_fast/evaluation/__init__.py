@@ -2,6 +2,7 @@
 
 from easyedit_fast.evaluation.evaluator import Evaluator, compare, merge
 from easyedit_fast.evaluation.generation import continue_greedily
+from easyedit_fast.evaluation.joined import join
 from easyedit_fast.evaluation.perplexity import Perplexity, perplexity
 from easyedit_fast.evaluation.retention import add_batch_scores
 
@@ -11,6 +12,7 @@ __all__ = [
     "add_batch_scores",
     "compare",
     "continue_greedily",
+    "join",
     "merge",
     "perplexity",
 ]

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_fast.evaluation.isolation import RowUpdates, Updates
+from easyedit_fast.failures import Failures
+from easyedit_fast.models.memory import run_in_batches
 from easyedit_fast.models.passes import call_with_cache
 from easyedit_fast.models.prefix import RecordingCache, StandInCache
 from easyedit_fast.models.ragged import group_cost, partition
@@ -84,7 +86,7 @@ class Decoder:
     Attributes:
         model: The model; it has no layers but those with a cache of keys and values.
         ends: Tokens that end a continuation.
-        batch_size: Passages that run together.
+        batch_size: Passages that run together; fewer where memory runs out.
         choose: Chooses the tokens.
     """
 
@@ -104,15 +106,19 @@ class Decoder:
 
         Raises:
             ModelError: A model that keeps more of the past than keys and values.
+            OutOfMemoryError: One passage alone takes more memory than there is; its place is named.
         """
+
+        def run(places: Sequence[int]) -> list[Outcome]:
+            edits = None if updates is None else [updates[place] for place in places]
+            return _Batch(self, [passages[place] for place in places], edits).run()
+
         order = sorted(range(len(passages)), key=lambda place: len(passages[place].fed))
         outcomes: dict[int, Outcome] = {}
         with torch.no_grad(), frozen(self.model):
-            for first in range(0, len(order), self.batch_size):
-                places = order[first : first + self.batch_size]
-                edits = None if updates is None else [updates[place] for place in places]
-                batch = _Batch(self, [passages[place] for place in places], edits)
-                outcomes.update(zip(places, batch.run(), strict=True))
+            batches = run_in_batches(order, run, self.batch_size, refuse=Failures().refuse)
+            for places, done in batches:
+                outcomes.update(zip(places, done, strict=True))
         return [outcomes[place] for place in range(len(passages))]
 
 

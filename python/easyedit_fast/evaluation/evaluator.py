@@ -13,6 +13,7 @@ from easyedit_fast.evaluation.decoding import Decoder, Passage
 from easyedit_fast.evaluation.generation import TopFive, text_of
 from easyedit_fast.evaluation.passages import RowTokens, encode_prompts, tokens_of
 from easyedit_fast.evaluation.rows import Row, rows_of
+from easyedit_fast.failures import numbered
 from easyedit_fast.metrics import begins_with, n_gram_entropy, same_text, token_agreement
 from easyedit_fast.models.generation import end_ids
 from easyedit_fast.models.limits import context_length, find_token, tokens_without_embedding
@@ -34,7 +35,7 @@ class Evaluator:
     Attributes:
         model: The model.
         tokenizer: Its tokenizer.
-        batch_size: Prompts that run together.
+        batch_size: Prompts that run together; fewer where memory runs out.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class Evaluator:
         Raises:
             RequestError: A prompt is longer than the model's context, or holds a token that the
                 model has no embedding for.
+            OutOfMemoryError: One prompt alone takes more memory than there is.
         """
         rows = rows_of(requests)
         if not rows:
             return []
         tokenizer = RequestTokenizer.from_transformers(self.tokenizer)
-        tokens = tokens_of(tokenizer, rows, generate=generate)
+        with numbered([row.request for row in rows]):
+            tokens = tokens_of(tokenizer, rows, generate=generate)
         self._require_embeddings(rows, tokens)
         self._require_room(rows, tokens)
         scores = [_entry() for _ in requests]
@@ -87,7 +90,7 @@ class Evaluator:
             score["generated"] = _entry()
         edits = None if updates is None else [updates[row.request] for row in rows]
         for row, each, (predicted, text) in zip(
-            rows, tokens, self._run(tokens, edits), strict=True
+            rows, tokens, self._run(rows, tokens, edits), strict=True
         ):
             _add_prediction(scores[row.request], row, predicted, each.passages[0].answer)
             if generate:
@@ -98,19 +101,19 @@ class Evaluator:
         return scores
 
     def _run(
-        self, tokens: Sequence[RowTokens], edits: Sequence[Updates] | None
+        self, rows: Sequence[Row], tokens: Sequence[RowTokens], edits: Sequence[Updates] | None
     ) -> Iterator[tuple[list[int], str]]:
         """For each row what is predicted of its answer, and its continuation."""
         owners = [place for place, each in enumerate(tokens) for _ in each.passages]
         ends = frozenset(end_ids(self.model, self.tokenizer))
-        outcomes = iter(
-            Decoder(self.model, ends, self.batch_size).run(
+        with numbered([rows[place].request for place in owners]):
+            outcomes = Decoder(self.model, ends, self.batch_size).run(
                 [passage for each in tokens for passage in each.passages],
                 None if edits is None else [edits[place] for place in owners],
             )
-        )
+        left = iter(outcomes)
         for each in tokens:
-            own = [next(outcomes) for _ in each.passages]
+            own = [next(left) for _ in each.passages]
             yield own[0].predicted, text_of(self.tokenizer, own[-1].continuation, ends)
 
     def _entropies(

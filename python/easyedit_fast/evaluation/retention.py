@@ -16,15 +16,20 @@ def add_batch_scores(
     """Adds the scores right after each request's own batch, and what of them is retained.
 
     Args:
-        metrics: What `merge` gave, one a request; ``post`` is of the final model.
-        post_batch: What `Evaluator.score` gave right after the request's own batch.
+        metrics: What `join` gave, one a request; ``post`` is of the final model.
+        post_batch: What `Evaluator.score` gave right after the request's own batch, for each that
+            did not fail.
 
     Returns:
         The metrics with ``post_batch`` and ``retention`` in each.
     """
-    joined = []
-    for entry, scores in zip(metrics, post_batch, strict=True):
-        after_batch = compare(entry["pre"], scores)
+    joined: list[dict[str, Any]] = []
+    left = iter(post_batch)
+    for entry in metrics:
+        if "error" in entry:
+            joined.append(dict(entry))
+            continue
+        after_batch = compare(entry["pre"], next(left))
         joined.append(
             {**entry, "post_batch": after_batch, "retention": retained(after_batch, entry["post"])}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -10,13 +11,16 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 
-from easyedit_fast.errors import OutOfMemoryError
+from easyedit_fast.errors import HparamsError, OutOfMemoryError
 
 logger = logging.getLogger(__name__)
+
+BatchSize: TypeAlias = int | Literal["auto"]
+"""How much is run at once: so many, or as many as the memory at hand takes."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -38,6 +42,19 @@ _MESSAGES = (
 _ASKED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
+def check_batch_size(batch_size: BatchSize) -> None:
+    """Refuses what is no batch size.
+
+    Raises:
+        HparamsError: It is neither ``auto`` nor a whole number from 1.
+    """
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size > 0
+    if batch_size != "auto" and not whole:
+        raise HparamsError(
+            f"batch_size must be 'auto' or a whole number from 1, not {batch_size!r}"
+        )
+
+
 def available_bytes(device: torch.device) -> int:
     """Memory that could be allocated on a device now, in bytes.
 
@@ -56,8 +73,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(_says_out_of_memory(link) for link in _chain(error))
 
 
-def free_after(error: BaseException) -> None:
-    """Frees what the failed call still holds: the variables of the frames in its traceback."""
+def make_room_after(error: BaseException) -> None:
+    """Where memory ran out, frees what the failed call still holds.
+
+    That is the variables of the frames in its traceback; those that run still are left alone.
+    """
+    if not is_out_of_memory(error):
+        return
     for link in _chain(error):
         traceback.clear_frames(link.__traceback__)
     gc.collect()
@@ -65,12 +87,12 @@ def free_after(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-def in_batches(
+def run_in_batches(
     items: Sequence[_Item],
     run: Callable[[Sequence[_Item]], _Result],
     batch_size: int,
     *,
-    record_of: Callable[[_Item], int],
+    refuse: Callable[[_Item, OutOfMemoryError], None],
 ) -> Iterator[tuple[Sequence[_Item], _Result]]:
     """Runs items batch by batch; where memory runs out, goes on from there with half the size.
 
@@ -79,13 +101,12 @@ def in_batches(
         run: Runs one batch. It may be called again with a part of the same items, so that what it
             keeps must be in its result alone.
         batch_size: Items in a batch.
-        record_of: The number of an item's record in the user's list, for the error.
+        refuse: Called where one item alone is too much; it raises the error, or leaves the item
+            out, and the next ones run in batches of the given size again.
 
     Yields:
         Each batch and its result, in the order of the items.
 
-    Raises:
-        OutOfMemoryError: One item alone is too much; what came before it was yielded.
     """
     first, size, failed = 0, batch_size, 0
     while first < len(items):
@@ -95,27 +116,45 @@ def in_batches(
         except Exception as error:
             if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
                 raise
-            free_after(error)
-            if len(batch) == 1:
-                raise out_of_memory(error, record=record_of(batch[0])) from None
-            failed, size = failed or len(batch), -(-len(batch) // 2)
+            make_room_after(error)
+            own = out_of_memory(error)
+        else:
+            if failed:
+                logger.warning("out of memory with %d at once; going on with %d", failed, size)
+                failed = 0
+            yield batch, result
+            first += len(batch)
             continue
-        if failed:
-            logger.warning("out of memory with %d at once; going on with %d", failed, size)
-            failed = 0
-        yield batch, result
-        first += len(batch)
+        if len(batch) > 1:
+            failed, size = failed or len(batch), -(-len(batch) // 2)
+        else:
+            refuse(batch[0], own)
+            first, size, failed = first + 1, batch_size, 0
 
 
-def out_of_memory(error: BaseException, *, record: int | None = None) -> OutOfMemoryError:
+@contextlib.contextmanager
+def out_of_memory_in_one_line() -> Iterator[None]:
+    """Where memory runs out in a ``with`` block, raises our own error.
+
+    Raises:
+        OutOfMemoryError: The block's own, or in the place of any other that says so.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+            raise
+        make_room_after(error)
+        raise out_of_memory(error) from error
+
+
+def out_of_memory(error: BaseException) -> OutOfMemoryError:
     """Our own error for one that `is_out_of_memory`, in one line."""
     asked = _ASKED.search(str(error))
     wanted = f" ({asked[1]} were asked for)" if asked else ""
-    what = "memory ran out" if record is None else "alone it takes more memory than there is"
     return OutOfMemoryError(
-        f"{what}{wanted}; nothing was changed. Shorten it, use fewer context templates, load the "
-        "model in bfloat16, or end other programs",
-        record=record,
+        f"memory ran out{wanted}, and nothing was changed; shorten the prompts, use fewer context "
+        "templates, load the model in bfloat16, or end other programs"
     )
 
 

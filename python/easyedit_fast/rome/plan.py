@@ -3,18 +3,15 @@
 What the optimisation holds was counted for a decoder in the order of Llama's: for every token of a
 row the keys and values above the edited layer, which attention keeps for the backward pass as
 wide as its queries, and once more for each group of rows; for every token from the subject on the
-states that the backward pass needs of each layer; for every place whose logits are read a row of the
-vocabulary in float32, four times over.
+states that the backward pass needs of each layer; for every place whose logits are read a row of
+the vocabulary in float32, four times over.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
-
-import torch
 
 from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.models.architectures import Architecture, block_list, key_size
@@ -114,18 +111,21 @@ def bytes_per_request(
         lengths: Those of the request's rows.
     """
     config = model.config.get_text_config()
-    states = config.hidden_size
-    heads = config.num_attention_heads
+    states: int = config.hidden_size
+    heads: int = config.num_attention_heads
     # Where keys and values have as many heads as queries, some configs do not say so.
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    head = getattr(config, "head_dim", None) or states // heads
+    key_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    head: int = getattr(config, "head_dim", None) or states // heads
     inner = key_size(model, architecture, layer)
-    layers = len(block_list(model, architecture)) - layer
-    attended = 2 * layers * head * (2 * key_heads + heads)  # the whole, the groups' parts, attention
-    passed = layers * (3 * inner + 4 * states)
-    entering = inner * 3 + states * 6  # of the trunk, one layer at a time
-    tokens = lengths.row * (attended + entering) + lengths.tail * passed
-    vocabulary = config.vocab_size
+    blocks = len(block_list(model, architecture))
+    above = blocks - layer
+    # The prefix as a whole and in groups, and what attention made of it.
+    attended = 2 * above * head * (2 * key_heads + heads)
+    # The trunk's pass: the prefix of all layers and its copies, and what is in one layer.
+    entering = 2 * blocks * head * 3 * key_heads + 3 * inner + 6 * states
+    passed = above * (3 * inner + 4 * states)
+    tokens = max(lengths.row * entering, lengths.row * attended + lengths.tail * passed)
+    vocabulary: int = config.vocab_size
     reads = vocabulary * (lengths.rows * lengths.target * _LOGIT_COPIES + _ESSENCE_COPIES)
     return lengths.rows * tokens * model.dtype.itemsize + reads * _FLOAT32
 

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from easyedit_fast.data import RequestTokenizer
-from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError
+from easyedit_fast.errors import HparamsError, ModelError
+from easyedit_fast.failures import Failures
 from easyedit_fast.models.architectures import (
     Architecture,
     architecture_of,
     describe_architecture,
-    edited_module,
     key_size,
 )
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.models.limits import context_length, tokens_without_embedding
-from easyedit_fast.models.tail import Tail
-from easyedit_fast.models.tracing import frozen, row_updates
-from easyedit_fast.models.trunk import capture_tails
+from easyedit_fast.models.memory import BatchSize
 from easyedit_fast.requests import EditRequest
+from easyedit_fast.rome.batches import ValueFinder
 from easyedit_fast.rome.context_templates import (
     checked_templates,
     context_templates,
     read_context_templates,
 )
 from easyedit_fast.rome.hparams import ROMEHyperParams, resolve_rome_hparams
-from easyedit_fast.rome.optimise import OptimisedValues, optimise_values
-from easyedit_fast.rome.rows import Rows, build_rows
+from easyedit_fast.rome.plan import Lengths, requests_per_batch
 from easyedit_fast.rome.statistics import LayerStatistics
 from easyedit_fast.rome.values import LayerValues
 from easyedit_fast.timings import Timings
@@ -41,9 +33,6 @@ from easyedit_fast.updates import ComputedUpdates, LowRankUpdate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_ROWS_PER_BATCH = 128
-"""Rows (request × template) that are optimised at once."""
 
 
 class Rome:
@@ -82,7 +71,7 @@ class Rome:
         _refuse_other_modules(self.architecture, self.hparams)
         self._model = model
         self._tokenizer = tokenizer
-        self._request_tokenizer = RequestTokenizer.from_transformers(tokenizer)
+        RequestTokenizer.from_transformers(tokenizer)  # refuses one that cannot be used
         self._templates: tuple[str, list[str]] | None = None
         self._layers = sorted(self.hparams.layers)
         modules = [
@@ -117,8 +106,8 @@ class Rome:
         }
 
     def requests_at_once(self, requests: Sequence[EditRequest]) -> int:
-        """How many of these are optimised together."""
-        return max(1, _ROWS_PER_BATCH // (len(self.context_templates()) + 1))
+        """How many of these are optimised together: as many as the memory at hand takes."""
+        return self._requests_at_once(requests, self._layers, self.context_templates())
 
     def compute(
         self,
@@ -126,6 +115,8 @@ class Rome:
         *,
         isolated: bool,
         timings: Timings,
+        batch_size: BatchSize = "auto",
+        failures: Failures | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> ComputedUpdates:
         """Computes the updates of some requests; the model is left as it was.
@@ -135,16 +126,19 @@ class Rome:
             isolated: One update a request, or one for all.
             timings: Gets the phases ``templates``, ``tokenise``, ``trunk``, ``optimise`` and
                 ``solve``.
+            batch_size: Requests that are optimised at once; fewer where memory runs out.
+            failures: Requests that are left out, those that fail here among them; None raises the
+                first failure.
             progress: Called after each batch of requests with the number done and of all; with
                 several layers a request counts once a layer.
 
         Raises:
-            NonFiniteError: Names the requests whose values are not finite.
+            RecordError: A request does not fit the model, has values that are not finite, or takes
+                more memory than there is. It is named.
         """
-        with timings.phase("templates"):
-            templates = self.context_templates()
-        shares = len(requests) if isolated else 1
-        updates: list[dict[str, LowRankUpdate]] = [{} for _ in range(shares)]
+        finder = self._finder(requests, self._layers, timings, batch_size, failures)
+        failures = finder.failures
+        updates: list[dict[str, LowRankUpdate]] = [{} for _ in (requests if isolated else [0])]
         details: list[dict[str, Any]] = [{"layers": {}} for _ in requests]
         total = len(requests) * len(self._layers)
         for number, layer in enumerate(self._layers):
@@ -153,10 +147,26 @@ class Rome:
                 if progress is not None:
                     progress(before + done, total)
 
-            values = self._values([layer], requests, templates, updates, timings, tell)
-            with timings.phase("solve"):
-                self._solve(layer, values[layer], updates, details)
-        return ComputedUpdates(updates, details)
+            failed = len(failures)
+            places, values = finder.find([layer], updates, tell)
+            if places:
+                with timings.phase("solve"):
+                    self._solve(layer, places, values[layer], failures, updates, details)
+            if number and not isolated and len(failures) > failed:
+                # What was solved for the layers below holds those that failed here.
+                return self.compute(
+                    requests,
+                    isolated=isolated,
+                    timings=timings,
+                    batch_size=batch_size,
+                    failures=failures,
+                    progress=progress,
+                )
+        finished = failures.among(range(len(requests)))
+        return ComputedUpdates(
+            [updates[place] for place in finished] if isolated else updates[: len(finished)],
+            [{} if place in failures else detail for place, detail in enumerate(details)],
+        )
 
     def values(
         self,
@@ -164,7 +174,7 @@ class Rome:
         layers: Sequence[int],
         *,
         timings: Timings,
-        first_request: int = 0,
+        batch_size: BatchSize = "auto",
         progress: Callable[[int], None] | None = None,
     ) -> dict[int, LayerValues]:
         """Keys and optimised values at several layers, at each as if it alone were edited.
@@ -177,125 +187,82 @@ class Rome:
             requests: The requests.
             layers: The layers, from 0; they need not be those of the hyperparameters.
             timings: As for `compute`, without ``solve``.
-            first_request: Number of the first request in the whole list, for errors.
+            batch_size: As for `compute`.
             progress: Called after each batch of requests with the number done.
 
         Raises:
             ModelError: A layer is not in the model.
-            NonFiniteError: Names the request whose values are not finite.
+            RecordError: As `compute`.
         """
+        finder = self._finder(requests, layers, timings, batch_size, None)
+        return finder.find(layers, [{}], progress or (lambda _: None))[1]
+
+    def _finder(
+        self,
+        requests: Sequence[EditRequest],
+        layers: Sequence[int],
+        timings: Timings,
+        batch_size: BatchSize,
+        failures: Failures | None,
+    ) -> ValueFinder:
         with timings.phase("templates"):
             templates = self.context_templates()
-        tell = progress or (lambda _: None)
-        return self._values(layers, requests, templates, [{}], timings, tell, first_request)
-
-    def _values(
-        self,
-        layers: Sequence[int],
-        requests: Sequence[EditRequest],
-        templates: Sequence[str],
-        earlier: Sequence[dict[str, LowRankUpdate]],
-        timings: Timings,
-        tell: Callable[[int], None],
-        first_request: int = 0,
-    ) -> dict[int, LayerValues]:
-        """`values`, batch by batch of requests, in a model that holds earlier updates."""
-        size = self.requests_at_once(requests)
-        parts: dict[int, list[LayerValues]] = {layer: [] for layer in layers}
-        for first in range(0, len(requests), size):
-            batch = requests[first : first + size]
-            with timings.phase("tokenise"):
-                rows = build_rows(
-                    self._request_tokenizer,
-                    batch,
-                    templates,
-                    self.hparams.fact_token,
-                    self._model.device,
-                    context=context_length(self._model),
-                    unknown=tokens_without_embedding(self._model, self._tokenizer),
-                    first_request=first_request + first,
-                )
-            own = earlier[first : first + size] if len(earlier) > 1 else earlier
-            with timings.phase("trunk"), self._earlier_layers(own, rows):
-                # Leads that rows share are run once, which the updates of each row rule out.
-                capture = Tail.capture_layers if own[0] else capture_tails
-                tails = capture(
-                    self._model,
-                    self.architecture,
-                    layers,
-                    rows.input_ids,
-                    rows.attention_mask,
-                    rows.fact_position,
-                )
-            for layer in layers:
-                with timings.phase("optimise"), frozen(self._model):
-                    found = self._optimise(tails.pop(layer), rows, first_request + first)
-                parts[layer].append(found)
-            tell(first + len(batch))
-        return {layer: LayerValues.joined(found) for layer, found in parts.items()}
-
-    def _optimise(self, tail: Tail, rows: Rows, first: int) -> LayerValues:
-        start = time.perf_counter()
-        keys, values = tail.key.float(), tail.value.float()
-        rows = rows.to(values.device)  # the edited layer's, which need not be the model's
-        found = optimise_values(tail, rows, values[rows.bare_row], self.hparams)
-        _refuse_non_finite(found, first)
-        steps, losses = found.steps.tolist(), found.losses.transpose(0, 1).tolist()
-        return LayerValues(
-            keys[rows.bare_row],
-            _template_mean(keys, rows),
-            found.delta,
-            [loss[:step] for loss, step in zip(losses, steps, strict=True)],
-            time.perf_counter() - start,
+        if batch_size == "auto":
+            batch_size = self._requests_at_once(requests, layers, templates)
+        return ValueFinder(
+            model=self._model,
+            tokenizer=self._tokenizer,
+            architecture=self.architecture,
+            hparams=self.hparams,
+            requests=requests,
+            templates=templates,
+            timings=timings,
+            batch_size=batch_size,
+            failures=Failures() if failures is None else failures,
         )
+
+    def _requests_at_once(
+        self, requests: Sequence[EditRequest], layers: Sequence[int], templates: Sequence[str]
+    ) -> int:
+        tokenizer = RequestTokenizer.from_transformers(self._tokenizer)
+        lengths = Lengths.of(tokenizer, requests, templates, self.hparams.fact_token)
+        return requests_per_batch(self._model, self.architecture, min(layers), lengths)
 
     def _solve(
         self,
         layer: int,
+        places: Sequence[int],
         values: LayerValues,
+        failures: Failures,
         updates: list[dict[str, LowRankUpdate]],
         details: list[dict[str, Any]],
     ) -> None:
         """Adds the layer's updates to `updates`, and what they tell to `details`."""
         name = self.architecture.weight_name(layer)
         factor = self._statistics.factor(layer, values.deltas.device)
-        width = 1 if len(updates) > 1 else len(values.deltas)
-        for place, own in enumerate(updates):
-            part = slice(place * width, (place + 1) * width)
-            solved = values.solve(
-                part,
-                factor,
-                self.architecture.weight_layout,
-                consistent=self.hparams.consistent_keys,
-            )
-            own[name] = solved.update
-            for detail, losses in zip(details[part], values.losses[part], strict=True):
-                detail["layers"][layer] = {
+        together = list(range(len(places)))
+        for share in [[number] for number in together] if len(updates) > 1 else [together]:
+            solved = None
+            while share and solved is None:
+                with failures.catching(places):
+                    solved = values.solve(
+                        share,
+                        factor,
+                        self.architecture.weight_layout,
+                        consistent=self.hparams.consistent_keys,
+                    )
+                share = [number for number in share if places[number] not in failures]
+            if solved is None:
+                continue
+            updates[places[share[0]] if len(updates) > 1 else 0][name] = solved.update
+            for number in share:
+                losses = values.losses[number]
+                details[places[number]]["layers"][layer] = {
                     "steps": len(losses),
                     "losses": losses,
                     # JSON has no infinity.
                     "condition": solved.condition if math.isfinite(solved.condition) else None,
                 }
-
-    @contextlib.contextmanager
-    def _earlier_layers(
-        self, updates: Sequence[dict[str, LowRankUpdate]], rows: Rows
-    ) -> Iterator[None]:
-        """Lets each row carry the updates of the layers below that are edited already."""
-        with contextlib.ExitStack() as stack:
-            for layer in self._layers:
-                name = self.architecture.weight_name(layer)
-                if name in updates[0]:
-                    projection = edited_module(self._model, self.architecture, layer)
-                    own = [update[name] for update in updates]
-                    stack.enter_context(
-                        row_updates(
-                            projection,
-                            _for_rows([update.output_factor for update in own], rows, projection),
-                            _for_rows([update.input_factor for update in own], rows, projection),
-                        )
-                    )
-            yield
 
     def context_templates(self) -> list[str]:
         """The context templates: given, from a file, or the model's own (kept in the cache)."""
@@ -345,28 +312,3 @@ def _refuse_other_modules(architecture: Architecture, hparams: ROMEHyperParams) 
                 f"{name} {given!r} is not the {architecture.name} row's {path!r}; leave it out, "
                 "or describe the model by architecture=…"
             )
-
-
-def _for_rows(factors: Sequence[Tensor], rows: Rows, projection: nn.Module) -> Tensor:
-    """A factor a row, [rows, …], on the projection's device: its request's, or the one for all."""
-    device = next(projection.parameters()).device
-    if len(factors) == 1:
-        return factors[0].to(device).expand(len(rows.request), -1, -1)
-    return torch.stack(list(factors)).to(device)[rows.request.to(device)]
-
-
-def _template_mean(states: Tensor, rows: Rows) -> Tensor:
-    """Mean over a request's templates of ``states [rows, d]``: [requests, d]."""
-    request = rows.request[~rows.is_essence]
-    total = states.new_zeros(len(rows.bare_row), states.shape[1])
-    total.index_add_(0, request, states[~rows.is_essence])
-    return total / torch.bincount(request)[:, None]
-
-
-def _refuse_non_finite(found: OptimisedValues, first: int) -> None:
-    bad = (~found.delta.isfinite().all(dim=1)).nonzero().squeeze(1).tolist()
-    if bad:
-        raise NonFiniteError(
-            f"the optimisation of request {first + bad[0]} gave NaN or infinity; nothing was "
-            "changed. Load the model in float32 or bfloat16, or leave that request out"
-        )

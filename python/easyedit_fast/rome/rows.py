@@ -84,7 +84,6 @@ def build_rows(
     *,
     context: int | None = None,
     unknown: Mapping[int, str] | None = None,
-    first_request: int = 0,
 ) -> Rows:
     """Builds the rows of some requests.
 
@@ -96,7 +95,6 @@ def build_rows(
         device: Where the rows shall be.
         context: The most tokens that the model reads; None for any number.
         unknown: Tokens that the model has no embedding for, by id; None for none.
-        first_request: Number of the first request in the whole list, for errors.
 
     Raises:
         RequestError: The fact token of a request comes after the first token of its target, a
@@ -105,7 +103,7 @@ def build_rows(
     """
     rows_per_request = len(templates) + 1
     rows = len(requests) * rows_per_request
-    number = first_request + np.arange(rows) // rows_per_request
+    number = np.arange(rows) // rows_per_request
     batch = _encode(tokenizer, requests, templates, fact_token, number)
     assert batch.labels is not None
     assert batch.subject_last is not None

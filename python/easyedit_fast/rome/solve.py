@@ -59,7 +59,6 @@ def solve_update(
     weight_layout: WeightLayout,
     *,
     consistent: bool = True,
-    first_request: int = 0,
 ) -> ClosedForm:
     """Solves for Δ in float64.
 
@@ -70,10 +69,10 @@ def solve_update(
         second_moment: Factor of C, or None for C = I.
         weight_layout: Passed on to the update.
         consistent: False gives the mixture of ROME's first code.
-        first_request: Number of the first of the n requests, for messages.
 
     Raises:
-        NonFiniteError: A key is zero, or a key is not finite.
+        NonFiniteError: A key is zero or not finite, or the update is not finite. The request is
+            named, if it can be told.
     """
     bare, mean = bare_keys.double(), mean_keys.double()
     keys = torch.cat([mean, bare]) if consistent else bare
@@ -82,7 +81,7 @@ def solve_update(
         directions = second_moment.solve(directions.T).T
     system = directions @ keys.T
     rows, columns = _scales(system, directions, keys, consistent)
-    _refuse_unusable(rows, columns, len(bare), first_request)
+    _refuse_unusable(rows, columns, len(bare))
     directions = directions / rows[:, None]
     system = system / rows[:, None] / columns
     system.diagonal()[len(bare) :].mul_(1 + BARE_DAMPING)
@@ -94,7 +93,12 @@ def solve_update(
         solved = torch.linalg.solve(system, directions)
     # R repeats its columns, so the rows that belong to one request add up.
     input_factor = (solved / columns[:, None]).reshape(-1, *bare.shape).sum(dim=0)
-    update = LowRankUpdate(residuals.T.float(), input_factor.float(), weight_layout)
+    try:
+        update = LowRankUpdate(residuals.T.float(), input_factor.float(), weight_layout)
+    except NonFiniteError as error:
+        if len(bare) > 1:
+            raise
+        raise error.at(0) from error
     return ClosedForm(update, condition)
 
 
@@ -119,15 +123,13 @@ def _scales(
     return directions.norm(dim=1), keys.norm(dim=1)
 
 
-def _refuse_unusable(
-    rows: torch.Tensor, columns: torch.Tensor, requests: int, first_request: int
-) -> None:
+def _refuse_unusable(rows: torch.Tensor, columns: torch.Tensor, requests: int) -> None:
     """Refuses keys that are zero or not finite, by the scales ``[m]`` that they give."""
     usable = rows.isfinite() & columns.isfinite() & (rows > 0) & (columns > 0)
-    places = sorted({place % requests for place in (~usable).nonzero().squeeze(1).tolist()})
+    places = [place % requests for place in (~usable).nonzero().squeeze(1).tolist()]
     if places:
-        bad = ", ".join(str(first_request + place) for place in places)
         raise NonFiniteError(
-            f"the key of request {bad} is zero or not finite; nothing was changed. "
-            "Load the model in float32 or bfloat16, or leave out what is named"
+            "its key is zero or not finite; nothing was changed. Load the model in float32 or "
+            "bfloat16, or leave that record out",
+            record=min(places),
         )

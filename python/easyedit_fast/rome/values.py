@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from easyedit_fast.failures import numbered
 from easyedit_fast.moments import SecondMomentFactor
 from easyedit_fast.rome.solve import ClosedForm, solve_update
 from easyedit_fast.updates import WeightLayout
@@ -35,7 +36,9 @@ class LayerValues:
 
     @classmethod
     def joined(cls, parts: Sequence[LayerValues]) -> LayerValues:
-        """The values of some lists of requests as those of one list."""
+        """The values of some lists of requests as those of one list; of none, those of none."""
+        if not parts:
+            return cls(torch.empty(0, 0), torch.empty(0, 0), torch.empty(0, 0), [])
         return cls(
             torch.cat([part.bare_keys for part in parts]),
             torch.cat([part.mean_keys for part in parts]),
@@ -53,21 +56,33 @@ class LayerValues:
             deltas=self.deltas.to(device),
         )
 
+    def of(self, requests: Sequence[int]) -> LayerValues:
+        """The values of some of the requests."""
+        places = list(requests)
+        return dataclasses.replace(
+            self,
+            bare_keys=self.bare_keys[places],
+            mean_keys=self.mean_keys[places],
+            deltas=self.deltas[places],
+            losses=[self.losses[place] for place in places],
+        )
+
     def solve(
         self,
-        requests: slice,
+        requests: Sequence[int],
         second_moment: SecondMomentFactor | None,
         weight_layout: WeightLayout,
         *,
         consistent: bool,
     ) -> ClosedForm:
         """The one update that makes the edits of some of the requests; see `solve_update`."""
-        return solve_update(
-            self.deltas[requests],
-            self.bare_keys[requests],
-            self.mean_keys[requests],
-            second_moment,
-            weight_layout,
-            consistent=consistent,
-            first_request=requests.start,
-        )
+        part = self.of(requests)
+        with numbered(requests):
+            return solve_update(
+                part.deltas,
+                part.bare_keys,
+                part.mean_keys,
+                second_moment,
+                weight_layout,
+                consistent=consistent,
+            )

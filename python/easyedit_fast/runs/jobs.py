@@ -84,6 +84,7 @@ class EditJob:
         result = self.editor.edit(
             batch.requests,
             isolated=True,
+            batch_size=len(batch.requests),  # as settled, whatever memory is free by now
             evaluate=self.evaluate,
             generate=self.generate,
             progress=progress,

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from easyedit_fast.errors import DataFileError, RequestError
+from easyedit_fast.errors import DataFileError
+from easyedit_fast.failures import numbered
 from easyedit_fast.metrics import summarise
 from easyedit_fast.result_files import ResultsFile, open_results
 from easyedit_fast.sequence import Batch, in_batches
@@ -187,13 +188,8 @@ def _do_batch(
         if progress is not None:
             batch.progress(progress)(done, of)
 
-    try:
+    with numbered(numbers):
         made, timings = job.work(batch, numbers, tell)
-    except RequestError as error:
-        if error.record is None:
-            raise
-        number = numbers[error.record]
-        raise RequestError(error.reason, record=number, field=error.field) from error
     seconds = {phase: value / len(made) for phase, value in timings.items()}
     share = {"batch": batch.number, "divided_by": len(made), "seconds": seconds}
     return [

@@ -20,6 +20,7 @@ import torch
 
 from easyedit_fast.errors import HparamsError, RequestError
 from easyedit_fast.evaluation import Evaluator, compare
+from easyedit_fast.failures import numbered
 from easyedit_fast.ledger import applied_edit_ids
 from easyedit_fast.metrics import Estimate
 from easyedit_fast.models.architectures import edited_weight
@@ -219,9 +220,8 @@ class _Job:
             found = self.folder.values(first // _PART)
             missing = [layer for layer in layers if layer not in found]
             if missing:
-                made = self.rome.values(
-                    part, missing, timings=self.timings, first_request=first, progress=tell
-                )
+                with numbered(range(first, first + len(part))):
+                    made = self.rome.values(part, missing, timings=self.timings, progress=tell)
                 # On the CPU, where the values of all records and layers have room.
                 found |= {layer: one.to(torch.device("cpu")) for layer, one in made.items()}
                 self.folder.keep_values(first // _PART, found)
@@ -266,7 +266,7 @@ class _Job:
         there = values.to(device)
         return [
             there.solve(
-                slice(place, place + 1),
+                [place],
                 factor,
                 architecture.weight_layout,
                 consistent=self.rome.hparams.consistent_keys,
