@@ -95,6 +95,37 @@ class Packer:
     def take(self, rows: int) -> NDArray[np.int64] | None: ...
     def take_rest(self) -> NDArray[np.int64] | None: ...
 
+@final
+class RequestBatch:
+    @property
+    def numbers(self) -> NDArray[np.int64]: ...
+    @property
+    def rewrite(self) -> tuple[Batch, NDArray[np.int64]]: ...
+    @property
+    def rephrase(self) -> tuple[Batch, NDArray[np.int64]]: ...
+    @property
+    def locality(self) -> tuple[Batch, NDArray[np.int64]]: ...
+    @property
+    def portability(self) -> tuple[Batch, NDArray[np.int64]]: ...
+
+@final
+class RequestBatches:
+    def __new__(
+        cls,
+        path: str | os.PathLike[str],
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        padding_side: str = "right",
+        pad_id: int = 0,
+        add_special_tokens: bool = True,
+        format: str = "auto",
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> RequestBatches: ...
+    def __iter__(self) -> RequestBatches: ...
+    def __next__(self) -> RequestBatch: ...
+
 def read_records(
     path: str | os.PathLike[str],
     *,

@@ -49,7 +49,7 @@ def module_members():
 def class_members(cls):
     members = {}
     for name, value in vars(cls).items():
-        if inspect.isgetsetdescriptor(value):
+        if inspect.isgetsetdescriptor(value) or inspect.ismemberdescriptor(value):
             members[name] = "property"
         elif name == "__new__":
             members[name] = signature(cls)

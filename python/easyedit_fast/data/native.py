@@ -76,6 +76,42 @@ def read_records(
     return _loader.read_records(path, format=format, limit=limit, offset=offset, on_error=on_error)
 
 
+def open_batches(
+    path: str | os.PathLike[str],
+    tokenizer: _loader.Tokenizer,
+    *,
+    batch_size: int,
+    padding_side: str,
+    pad_id: int,
+    add_special_tokens: bool,
+    format: str,  # noqa: A002 - the users' word, see `read_batches`
+    limit: int | None,
+    offset: int,
+) -> _loader.RequestBatches:
+    """Opens a file of records; see `easyedit_fast.data.read_batches`."""
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("limit", limit, 0),
+        ("offset", offset, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+    _require()
+    from easyedit_fast import _loader
+
+    return _loader.RequestBatches(
+        path,
+        tokenizer,
+        batch_size=batch_size,
+        padding_side=padding_side,
+        pad_id=pad_id,
+        add_special_tokens=add_special_tokens,
+        format=format,
+        limit=limit,
+        offset=offset,
+    )
+
+
 def open_tokenizer(json: str, *, split_special_tokens: bool) -> _loader.Tokenizer:
     """Builds a tokenizer from the text of its ``tokenizer.json``."""
     _require()

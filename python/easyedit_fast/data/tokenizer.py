@@ -16,6 +16,8 @@ from easyedit_fast.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from easyedit_fast import _loader
+
 IGNORED_LABEL = -100
 """Label of all tokens outside the target, as torch's cross entropy passes over it."""
 
@@ -41,6 +43,17 @@ class TokenBatch:
     lengths: NDArray[np.int64]
     labels: NDArray[np.int64] | None = None
     subject_last: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, batch: _loader.Batch) -> TokenBatch:
+        """The arrays of a batch of the Rust module."""
+        return cls(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            lengths=batch.lengths,
+            labels=batch.labels,
+            subject_last=batch.subject_last,
+        )
 
 
 class RequestTokenizer:
@@ -138,13 +151,7 @@ class RequestTokenizer:
             pad_id=self.pad_id,
             add_special_tokens=add_special_tokens,
         )
-        return TokenBatch(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            lengths=batch.lengths,
-            labels=batch.labels,
-            subject_last=batch.subject_last,
-        )
+        return TokenBatch.of(batch)
 
 
 _KNOWN: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], RequestTokenizer]] = (

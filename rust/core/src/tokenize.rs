@@ -5,6 +5,7 @@ use tokenizers::Tokenizer;
 use crate::batch::{Batch, Extras, PaddingSide, Row};
 use crate::error::{Error, RecordError, Result};
 use crate::parallel::map_ordered;
+use crate::words::{Token, Words, tokens};
 
 /// Characters (Unicode code points, as Python counts them) [start, end) of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct EncodeOptions<'a> {
 /// A model's tokenizer, as its `tokenizer.json` describes it.
 pub struct RequestTokenizer {
     inner: Tokenizer,
+    /// None where words are not tokenised by themselves.
+    words: Option<Words>,
 }
 
 impl RequestTokenizer {
@@ -47,7 +50,8 @@ impl RequestTokenizer {
         inner.with_truncation(None).map_err(refuse)?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(split_special_tokens);
-        Ok(Self { inner })
+        let words = Words::of(&inner);
+        Ok(Self { inner, words })
     }
 
     /// Number of tokens, added ones included.
@@ -108,8 +112,15 @@ impl RequestTokenizer {
                 )));
             }
         }
+        let span_of = |spans: Option<&[Span]>, row| spans.and_then(|spans| spans.get(row).copied());
         let rows = map_ordered(texts, |row, text| {
-            self.encode_row(row, text.as_ref(), options)
+            self.encode_row(
+                row,
+                text.as_ref(),
+                span_of(options.subject_spans, row),
+                span_of(options.target_spans, row),
+                options.add_special_tokens,
+            )
         })
         .into_iter()
         .collect::<Result<Vec<Row>>>()?;
@@ -120,34 +131,48 @@ impl RequestTokenizer {
         Batch::pad(&rows, options.padding_side, options.pad_id, extras)
     }
 
-    fn encode_row(&self, row: usize, text: &str, options: &EncodeOptions<'_>) -> Result<Row> {
-        let encoding = self
-            .inner
-            .encode_char_offsets(text, options.add_special_tokens)
+    fn tokens(&self, text: &str, add_special_tokens: bool) -> tokenizers::Result<Vec<Token>> {
+        match &self.words {
+            Some(words) => words.encode(&self.inner, text, add_special_tokens),
+            None => Ok(tokens(
+                &self.inner.encode_char_offsets(text, add_special_tokens)?,
+            )),
+        }
+    }
+
+    /// Tokenises one text; errors name it by `row`.
+    pub(crate) fn encode_row(
+        &self,
+        row: usize,
+        text: &str,
+        subject: Option<Span>,
+        target: Option<Span>,
+        add_special_tokens: bool,
+    ) -> Result<Row> {
+        let tokens = self
+            .tokens(text, add_special_tokens)
             .map_err(|error| RecordError {
                 record: row,
                 field: None,
                 reason: format!("the text cannot be tokenised: {error}"),
             })?;
         let meets = |span: Span| -> Vec<bool> {
-            encoding
-                .get_offsets()
+            tokens
                 .iter()
-                .zip(encoding.get_special_tokens_mask())
-                .map(|(&(start, end), &special)| {
-                    special == 0 && start.max(span.start) < end.min(span.end)
+                .map(|token| {
+                    !token.special && token.start.max(span.start) < token.end.min(span.end)
                 })
                 .collect()
         };
-        let find = |spans: Option<&[Span]>, field| match spans.and_then(|spans| spans.get(row)) {
-            Some(&span) => met_tokens(row, text, span, field, meets(span)).map(Some),
-            None => Ok(None),
+        let find = |span: Option<Span>, field| {
+            span.map(|span| met_tokens(row, text, span, field, meets(span)))
+                .transpose()
         };
-        let subject = find(options.subject_spans, "subject")?;
+        let subject = find(subject, "subject")?;
         Ok(Row {
-            ids: encoding.get_ids().iter().copied().map(i64::from).collect(),
+            ids: tokens.iter().map(|token| i64::from(token.id)).collect(),
             subject_last: subject.and_then(|met| met.iter().rposition(|&meets| meets)),
-            in_target: find(options.target_spans, "target")?.unwrap_or_default(),
+            in_target: find(target, "target")?.unwrap_or_default(),
         })
     }
 }

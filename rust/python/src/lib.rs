@@ -6,6 +6,7 @@ mod errors;
 mod gil;
 mod reader;
 mod record;
+mod request_batches;
 mod tokenizer;
 
 use pyo3::prelude::*;
@@ -19,6 +20,8 @@ fn _loader(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<corpus::Packer>()?;
     module.add_class::<reader::ReadResult>()?;
     module.add_class::<record::Record>()?;
+    module.add_class::<request_batches::RequestBatch>()?;
+    module.add_class::<request_batches::RequestBatches>()?;
     module.add_class::<tokenizer::Tokenizer>()?;
     module.add_function(wrap_pyfunction!(reader::read_records, module)?)?;
     Ok(())
