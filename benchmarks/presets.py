@@ -71,6 +71,7 @@ def _edit(requests: Sequence[EditRequest], options: argparse.Namespace) -> None:
         shared = {
             "layers": editor.method.settings()["layers"],
             "second_moment": moment is not None,
+            "batch_size": options.batch_size,
             "edit_seconds": (result.timings.total - scoring) / len(batch),
             "evaluate_seconds": scoring / len(batch),
         }
@@ -136,7 +137,7 @@ def _write_table(requests: Sequence[EditRequest], options: argparse.Namespace) -
             (
                 f"Isolated edits, layers {first['layers']}, {moment}; means with 95 % intervals. "
                 "Differences are paired, record by record, with Student's intervals. Seconds are "
-                f"means over batches of {options.batch_size} records."
+                f"means over batches of {first['batch_size']} records."
             )
         ],
     )
