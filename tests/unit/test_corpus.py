@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +137,38 @@ def test_reading_may_be_left_in_the_middle(tmp_path: Path, tokenizer: Any) -> No
     blocks = iter(TextFiles.of(path).blocks(own, block_length=8, rows=1))
     assert next(blocks).shape == (1, 8)
     del blocks
+
+
+def test_a_forked_child_lets_go_of_a_corpus_and_is_told_to_open_its_own(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    files = tmp_path / "tokenizer.json", tmp_path / "long.txt"
+    files[0].write_text(tokenizer.backend_tokenizer.to_str())
+    files[1].write_text("some words and a line's end\n" * 200_000)
+    script = textwrap.dedent("""
+        import os, sys
+        from easyedit_fast import _loader
+        tokenizer = _loader.Tokenizer(open(sys.argv[1], encoding="utf-8").read())
+        blocks = _loader.Corpus([sys.argv[2]], tokenizer, block_length=8, rows=1)
+        next(blocks)
+        child = os.fork()
+        if child == 0:
+            try:
+                next(blocks)
+            except ValueError as error:
+                print(error, flush=True)
+            del blocks
+            print("let go", flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(next(blocks).shape)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, *map(str, files)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    message = "the files were opened before this process was forked; open them in it"
+    assert done.stdout.splitlines() == [message, "let go", "(1, 8)"], done.stderr

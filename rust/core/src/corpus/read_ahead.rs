@@ -8,11 +8,14 @@ use crate::error::{Error, Result};
 /// The items of an iterator, some of them made before they are asked for.
 ///
 /// The thread ends with the iterator, or when this is dropped, which waits for it: no thread is
-/// at work when the process takes itself down.
+/// at work when the process takes itself down. A forked child has not the thread, so that it gets
+/// no items.
 pub struct ReadAhead<T> {
     /// None only while this is dropped.
     items: Option<Receiver<T>>,
     thread: Option<JoinHandle<()>>,
+    /// The process that has the thread.
+    process: u32,
 }
 
 impl<T: Send + 'static> ReadAhead<T> {
@@ -36,14 +39,21 @@ impl<T: Send + 'static> ReadAhead<T> {
         Ok(Self {
             items: Some(items),
             thread: Some(thread),
+            process: std::process::id(),
         })
     }
 
     /// Waits for the next item.
     ///
     /// # Errors
-    /// [`Error::Argument`] where the thread has died of a panic, so that items are missing.
+    /// [`Error::Argument`] where the thread has died of a panic, so that items are missing, and in
+    /// a forked child.
     pub fn next_item(&mut self) -> Result<Option<T>> {
+        if std::process::id() != self.process {
+            return Err(Error::Argument(
+                "the files were opened before this process was forked; open them in it".to_owned(),
+            ));
+        }
         if let Some(Ok(item)) = self.items.as_ref().map(Receiver::recv) {
             return Ok(Some(item));
         }
@@ -58,6 +68,11 @@ impl<T: Send + 'static> ReadAhead<T> {
 
 impl<T> Drop for ReadAhead<T> {
     fn drop(&mut self) {
+        if std::process::id() != self.process {
+            // The thread is not here: it cannot be joined, and may hold the channel's lock.
+            std::mem::forget((self.items.take(), self.thread.take()));
+            return;
+        }
         // The thread that waits to hand an item over learns by this that nobody wants it.
         self.items = None;
         if let Some(thread) = self.thread.take() {
