@@ -115,6 +115,35 @@ def test_a_part_of_a_file_without_its_bad_records(run: Any, hparams: Path, tmp_p
     assert "holds no record" in err
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_record_that_fails_is_left_out_by_name(
+    run: Any, hparams: Path, tmp_path: Path, to_file: bool
+) -> None:
+    good = {"prompt": "{} is in the country of", "subject": "Oslo", "target_new": "Chile"}
+    long = {**good, "prompt": "So " + "very " * 9000 + "far is {} from"}
+    file, out = tmp_path / "requests.jsonl", tmp_path / "out.jsonl"
+    file.write_text("\n".join(map(json.dumps, [good, long, {**good, "subject": "Lima"}])))
+    arguments = [
+        "edit", "--file", file, "--hparams", hparams, "--offset", "1", "--isolated",
+        "--save", tmp_path / "edits",
+    ]  # fmt: skip
+    arguments += ["--out", out, "--batch-size", "2"] if to_file else []
+    code, text, err = run(*arguments)
+    assert (code, text) == (2, "")
+    assert err.startswith("error: record 1, field 'prompt': ")
+    code, text, err = run(*arguments, "--skip-bad", "--json")
+    assert code == 0
+    assert err.count("left out: record 1, field 'prompt': ") == 1
+    assert json.loads(text)["summary"]["post"]["rewrite_acc"]["count"] == 1
+    assert [path.name for path in (tmp_path / "edits").iterdir()] == [
+        "edit-00002.safetensors" if to_file else "edit-00001.safetensors"
+    ]
+    if to_file:
+        failed, finished = map(json.loads, out.read_text().splitlines())
+        assert (failed["case_id"], set(failed)) == (1, {"case_id", "error", "timings"})
+        assert finished["metrics"]["case_id"] == 2
+
+
 def test_progress_counts_requests(demo_model: Any) -> None:
     fact = {"prompt": "{} is in the country of", "subject": "Oslo", "target_new": "Chile"}
     facts = [{**fact, "subject": name} for name in ("Oslo", "Bergen", "Lima")]

@@ -108,7 +108,6 @@ BAD_COMBINATIONS = [
     (["--out", "OUT", "--isolated", "--peft", "x"], "without --peft"),
     (["--out", "none/out.jsonl", "--isolated"], "create it first"),
     (["--overwrite"], "--overwrite is for the results; name their file with --out"),
-    (["--batch-size", "4"], "name their file with --out"),
     (["--out", "OUT", "--isolated", "--batch-size", "0"], "neither 'auto' nor a positive number"),
     (["--sequential", "2", "--isolated"], "--sequential needs --together"),
     (["--sequential", "0"], "--sequential"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -22,9 +23,11 @@ from easyedit_fast.cli.output import (
     print_summary,
     print_table,
     print_timings,
+    print_warning,
 )
 
 if TYPE_CHECKING:
+    from easyedit_fast.editor import Editor
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.results import EditResult
     from easyedit_fast.runs import Records, Run
@@ -100,9 +103,6 @@ def edit(
         raise typer.BadParameter("--out is for --isolated edits of a --file, without --peft")
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite is for the results; name their file with --out")
-    size = batch_size_of(batch_size)
-    if size != "auto" and out is None:
-        raise typer.BadParameter("--batch-size is for the results; name their file with --out")
     single = {"--prompt": prompt, "--subject": subject, "--target": target}
     records = _records(single, file, limit=limit, offset=offset, skip_bad=skip_bad)
     requests = [_request(single)] if records is None else records.requests
@@ -115,22 +115,24 @@ def edit(
     require_folder_path(save_model, "--save-model")
     overrides = overrides_of(layers, second_moment)
     editor = editor_of(model, method, hparams, preset, overrides, device=device, dtype=dtype)
+    settings: dict[str, Any] = {
+        "batch_size": batch_size_of(batch_size),
+        "on_error": "skip" if skip_bad else "raise",
+        "evaluate": evaluate,
+    }
     result: EditResult | Run
     with edit_progress(quiet=json) as progress:
         if out is None or records is None:
-            result = editor.edit(
-                requests,
-                isolated=isolated,
-                sequential=sequential,
-                evaluate=evaluate,
-                progress=progress,
-            )
-            _save(result, save, peft)
+            settings |= {"isolated": isolated, "sequential": sequential, "progress": progress}
+            numbers = [0] if records is None else records.requests.records
+            result = _edit(editor, requests, numbers, **settings)
+            _save(result, save, peft, isolated=isolated, several=several)
         else:
             from easyedit_fast.runs import EditJob, run_records
 
-            job = EditJob(editor, size, evaluate=evaluate, save=save)
+            job = EditJob(editor, save=save, **settings)
             result = run_records(job, records, out, overwrite=overwrite, progress=progress)
+            _warn_of_failures(line["error"] for line in result.lines if "error" in line)
     if save_model is not None:
         editor.save_model(save_model)
     paths = {"edit": save, "peft": peft, "model": save_model, "results": out}
@@ -138,7 +140,7 @@ def edit(
     if json:
         print_json({**result.to_dict(), "saved": saved})
     else:
-        _print(requests, result)
+        _print(result)
         _print_saved(saved)
 
 
@@ -161,30 +163,51 @@ def _request(single: dict[str, str | None]) -> EditRequest:
     return EditRequest(prompt=prompt, subject=subject, target_new=target)
 
 
-def _save(result: EditResult, save: Path | None, peft: Path | None) -> None:
-    for place, edit_ in enumerate(result.edits):
-        alone = len(result.edits) == 1
+def _edit(
+    editor: Editor, requests: Sequence[EditRequest], numbers: Sequence[int], **settings: Any
+) -> EditResult:
+    """The edit of some records, whose numbers in the file name them in errors and warnings."""
+    from easyedit_fast.failures import numbered
+
+    with numbered(numbers):
+        result = editor.edit(requests, **settings)
+    _warn_of_failures(error.at(numbers[place]) for place, error in result.failures.items())
+    return result
+
+
+def _warn_of_failures(errors: Iterable[object]) -> None:
+    for error in errors:
+        print_warning(f"left out: {error}")
+
+
+def _save(
+    result: EditResult, save: Path | None, peft: Path | None, *, isolated: bool, several: bool
+) -> None:
+    places = result.finished if isolated else range(len(result.edits))
+    for place, edit_ in zip(places, result.edits, strict=True):
         if save is not None:
-            path = save if alone else save / f"edit-{place:05d}.safetensors"
-            if not alone:
+            path = save / f"edit-{place:05d}.safetensors" if several else save
+            if several:
                 save.mkdir(parents=True, exist_ok=True)
             edit_.save(path)
         if peft is not None:
-            edit_.to_peft(peft if alone else peft / f"edit-{place:05d}")
+            edit_.to_peft(peft / f"edit-{place:05d}" if several else peft)
 
 
-def _print(requests: list[EditRequest], result: EditResult | Run) -> None:
+def _print(result: EditResult | Run) -> None:
     for key, value in result.settings.items():
         print_line(f"{key}: {value}")
+    scored = [metrics for metrics in result.metrics if "post" in metrics]
     rows = []
-    for request, metrics in zip(requests[:_ROWS_SHOWN], result.metrics, strict=False):
+    for metrics in scored[:_ROWS_SHOWN]:
         before, after = (
             metrics[when].get("generated", {}).get("rewrite_text", [""])[0]
             for when in ("pre", "post")
         )
-        rows.append([request.prompt, request.target_new, before, after])
+        request = metrics["requested_rewrite"]
+        rows.append([request["prompt"], request["target_new"], before, after])
     if rows:
-        title = "Edits" if len(requests) <= len(rows) else f"The first {len(rows)} edits"
+        title = "Edits" if len(scored) <= len(rows) else f"The first {len(rows)} edits"
         print_table(title, ["prompt", "target", "before", "after"], rows)
     print_summary(result.summary)
     print_timings(result.timings)

@@ -29,7 +29,8 @@ Limit = Annotated[
 ]
 Offset = Annotated[int, typer.Option(min=0, help="Records of the file to pass over.")]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say so.")
+    bool,
+    typer.Option("--skip-bad", help="Leave out records that cannot be used or fail, and say so."),
 ]
 Sequential = Annotated[
     Optional[int],  # noqa: UP045
@@ -38,7 +39,11 @@ Sequential = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    str, typer.Option(help="Records that are edited and written together: 'auto' or a number.")
+    str,
+    typer.Option(
+        help="Records that are optimised, and with --out written, together: a number, or "
+        "'auto': as many as fit in memory. Running out halves it."
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Begin anew where the results are of another run.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from easyedit_fast.editor import Editor
     from easyedit_fast.edits import Edit
+    from easyedit_fast.failures import OnError
     from easyedit_fast.methods import Progress
     from easyedit_fast.models.architectures import Architecture
     from easyedit_fast.requests import EditRequest
@@ -36,6 +37,7 @@ class EditJob:
         evaluate: Score each record before and after.
         generate: Score greedy generations too.
         save: Folder for the edits, ``edit-00012.safetensors`` for record 12; made if need be.
+        on_error: As in `Editor.edit`.
     """
 
     editor: Editor
@@ -43,6 +45,7 @@ class EditJob:
     evaluate: bool = True
     generate: bool = True
     save: Path | None = None
+    on_error: OnError = "raise"
 
     def about(self) -> dict[str, Any]:
         """The model's name."""
@@ -80,25 +83,31 @@ class EditJob:
     def work(
         self, batch: Batch, numbers: Sequence[int], progress: Progress
     ) -> tuple[list[dict[str, Any]], Timings]:
-        """``metrics``, ``steps`` by layer and ``edit`` (the file's name) of each record."""
+        """``metrics``, ``steps`` by layer and ``edit`` (the file's name) of each record.
+
+        One that failed has its ``error`` in the place of all of them.
+        """
         result = self.editor.edit(
             batch.requests,
             isolated=True,
             batch_size=len(batch.requests),  # as settled, whatever memory is free by now
+            on_error=self.on_error,
             evaluate=self.evaluate,
             generate=self.generate,
             progress=progress,
         )
         lines: list[dict[str, Any]] = [{} for _ in numbers]
-        for line, number, metrics in zip(lines, numbers, result.metrics, strict=False):
-            line["metrics"] = {**metrics, "case_id": number}
-        for line, detail in zip(lines, result.details, strict=True):
-            line["steps"] = {layer: told["steps"] for layer, told in detail["layers"].items()}
-        if self.save is not None:
-            self.save.mkdir(parents=True, exist_ok=True)
-            for line, number, edit in zip(lines, numbers, result.edits, strict=True):
-                line["edit"] = f"edit-{number:05d}.safetensors"
-                edit.save(self.save / line["edit"])
+        for place, error in result.failures.items():
+            lines[place]["error"] = str(error.at(numbers[place]))
+        for place, edit in zip(result.finished, result.edits, strict=True):
+            told = result.details[place]["layers"]
+            if self.evaluate:
+                lines[place]["metrics"] = {**result.metrics[place], "case_id": numbers[place]}
+            lines[place]["steps"] = {layer: of_layer["steps"] for layer, of_layer in told.items()}
+            if self.save is not None:
+                self.save.mkdir(parents=True, exist_ok=True)
+                lines[place]["edit"] = f"edit-{numbers[place]:05d}.safetensors"
+                edit.save(self.save / lines[place]["edit"])
         return lines, result.timings
 
 
