@@ -104,7 +104,7 @@ void bind_rank_update(py::module_& module) {
   module.def("rank_update_cpu", bound(rank_update_params, rank_update_cpu), py::kw_only(), py::arg("weight"),
              py::arg("rows"), py::arg("columns"), py::arg("weight_strides"), py::arg("dtype"), py::arg("output_factor"),
              py::arg("output_factor_strides"), py::arg("input_factor"), py::arg("input_factor_strides"),
-             py::arg("rank"), py::arg("rounding"), py::arg("seed"), py::arg("threads"));
+             py::arg("rank"), py::arg("rounding"), py::arg("seed"), py::arg("check_first"), py::arg("threads"));
   module.def("rank_update_cuda", bound(rank_update_params, rank_update_on_cuda), py::kw_only(), py::arg("weight"),
              py::arg("rows"), py::arg("columns"), py::arg("weight_strides"), py::arg("dtype"), py::arg("output_factor"),
              py::arg("output_factor_strides"), py::arg("input_factor"), py::arg("input_factor_strides"),

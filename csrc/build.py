@@ -55,8 +55,11 @@ class BuildError(Exception):
 HOST_SOURCES = (
     "bindings.cpp",
     "common/cpu.cpp",
+    "common/tile_kernel.cpp",
     "rank_update/rank_update.cpp",
     "rank_update/rank_update_cpu.cpp",
+    "rank_update/thin_rows.cpp",
+    "second_moment/panels.cpp",
     "second_moment/second_moment.cpp",
     "second_moment/second_moment_cpu.cpp",
 )

@@ -1,15 +1,14 @@
-// The matrix product of one small tile on the CPU, chosen by what the processor has.
+// Instruction sets of the CPU: which there are, which one is in use, functions compiled for each.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
 namespace easyedit_fast {
 
-// Instruction sets, in rising order. A new one needs a name and a test in cpu.cpp, a row of
-// micro_kernel() and, where compilers gain from it, a target of EASYEDIT_FAST_FOR_AVX2's kind.
-enum class CpuPath { kGeneric, kAvx2 };
+// In rising order: each has what those before it have. A new one needs a name and a test in cpu.cpp
+// and a row of float_kernel() or bfloat16_kernel().
+enum class CpuPath { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 
 CpuPath cpu_path();
 std::string cpu_path_name();
@@ -20,37 +19,40 @@ void use_cpu_path(const std::string& name);
 
 std::vector<std::string> cpu_features();
 
-// tile [rows, columns] += aᵀ b for a [depth, rows] (row stride a_stride) and b [depth, columns]
-// (row stride columns). columns is a multiple of rows.
-struct MicroKernel {
-  int rows;
-  int columns;
-  void (*multiply_add)(std::int64_t depth, const float* a, std::int64_t a_stride, const float* b, float* tile);
-};
-
-const MicroKernel& micro_kernel();
-
-// Bounds of every MicroKernel, for buffers on the stack.
-constexpr int kMaxTileRows = 4;
-constexpr int kMaxTileColumns = 24;
-
-// A float32 sum runs over so many products before it is folded into the sum of such sums. Rounding
-// errors then grow with the number of folds, not of products.
-constexpr std::int64_t kTermsPerSum = 32;
-
-// tile [rows, columns] = aᵀ b, as in MicroKernel, summed in folds.
-void multiply_tile(const MicroKernel& kernel, std::int64_t depth, const float* a, std::int64_t a_stride, const float* b,
-                   float* tile);
-
 // Threads that are worth waking for so many multiply-adds or moved elements.
 inline int useful_threads(double work, int threads) { return work < 65536.0 || threads < 1 ? 1 : threads; }
 
-// Compiles a function for AVX2; plain loops inlined into it are vectorised accordingly.
 #if defined(__x86_64__)
-#define EASYEDIT_FAST_HAS_AVX2 1
+#define EASYEDIT_FAST_HAS_X86 1
 #define EASYEDIT_FAST_FOR_AVX2 __attribute__((target("avx2,fma")))
+#define EASYEDIT_FAST_FOR_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+#define EASYEDIT_FAST_FOR_AVX512_BF16 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define EASYEDIT_FAST_FOR_AMX_BF16 __attribute__((target("amx-tile,amx-bf16")))
 #else
-#define EASYEDIT_FAST_HAS_AVX2 0
+#define EASYEDIT_FAST_HAS_X86 0
 #endif
+
+// Body::run, whose plain loops are inlined and vectorised, compiled for each instruction set.
+template <class Body, class Function = decltype(&Body::run)>
+struct Compiled;
+
+template <class Body, class Result, class... Arguments>
+struct Compiled<Body, Result (*)(Arguments...)> {
+  static Result generic(Arguments... arguments) { return Body::run(arguments...); }
+#if EASYEDIT_FAST_HAS_X86
+  EASYEDIT_FAST_FOR_AVX2 static Result avx2(Arguments... arguments) { return Body::run(arguments...); }
+  EASYEDIT_FAST_FOR_AVX512 static Result avx512(Arguments... arguments) { return Body::run(arguments...); }
+#endif
+};
+
+// The one for the path in use.
+template <class Body>
+auto compiled() -> decltype(&Body::run) {
+#if EASYEDIT_FAST_HAS_X86
+  if (cpu_path() >= CpuPath::kAvx512) return Compiled<Body>::avx512;
+  if (cpu_path() == CpuPath::kAvx2) return Compiled<Body>::avx2;
+#endif
+  return Compiled<Body>::generic;
+}
 
 }  // namespace easyedit_fast

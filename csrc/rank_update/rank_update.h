@@ -40,8 +40,9 @@ void check(const RankUpdate& params);
 // The same update with weight seen as a matrix of contiguous rows: as it is, or transposed.
 RankUpdate with_contiguous_rows(const RankUpdate& params);
 
-// False where a result would not be finite; weight is then as it was.
-bool rank_update_cpu(const RankUpdate& params, int threads);
+// False where a result would not be finite. With check_first, weight is then as it was; without, which
+// spares a pass over it, it holds what came out.
+bool rank_update_cpu(const RankUpdate& params, bool check_first, int threads);
 
 // Sets *status (device memory, 0 before) to 1 where a result would not be finite; weight is then as
 // it was. Throws std::runtime_error where a launch fails or the build has no CUDA part.

@@ -3,12 +3,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <type_traits>
 
 #include "common/cpu.h"
 #include "common/numeric.h"
+#include "common/tile_kernel.h"
 #include "rank_update/rank_update.h"
+#include "rank_update/thin_rows.h"
 
 namespace easyedit_fast {
 namespace {
@@ -41,7 +44,11 @@ class PackedFactor {
     }
   }
 
-  const float* panel_of(int64_t element) const { return data_.get() + element / width_ * panel_size_; }
+  // The place of an element in its panel, and the distance between panels.
+  const float* place_of(int64_t element) const {
+    return data_.get() + element / width_ * panel_size_ + element % width_;
+  }
+  int64_t panel_size() const { return panel_size_; }
 
  private:
   std::unique_ptr<float[]> data_;
@@ -51,12 +58,12 @@ class PackedFactor {
 
 struct Task {
   const RankUpdate& params;
-  const PackedFactor& left;   // output_factor, panels of kernel.rows
-  const PackedFactor& right;  // input_factor, panels of kernel.columns
-  const MicroKernel& kernel;
+  const PackedFactor& left;   // output_factor
+  const PackedFactor& right;  // input_factor
+  const TileKernel& kernel;
 };
 
-// Adds sum [count] to a piece of one row of weight, or says whether the results would be finite.
+// Adds sum [count] to a piece of one row of weight, or only looks; says whether the results are finite.
 template <class T, Pass kPass, Rounding kRounding>
 EASYEDIT_FAST_INLINE bool update_row(const float* sum, T* weight, int64_t count, uint64_t number,
                                      uint64_t number_stride, uint64_t seed) {
@@ -69,11 +76,8 @@ EASYEDIT_FAST_INLINE bool update_row(const float* sum, T* weight, int64_t count,
     } else {
       result = round_nearest<T>(value);
     }
-    if constexpr (kPass == Pass::kCheck) {
-      bad |= static_cast<int>(!is_finite(result));
-    } else {
-      weight[i] = result;
-    }
+    bad |= static_cast<int>(!is_finite(result));
+    if constexpr (kPass == Pass::kWrite) weight[i] = result;
   }
   return bad == 0;
 }
@@ -83,8 +87,10 @@ EASYEDIT_FAST_INLINE bool update_tile(const Task& task, int64_t row, int64_t col
   const RankUpdate& params = task.params;
   const int64_t rows = std::min<int64_t>(task.kernel.rows, params.rows - row);
   const int64_t columns = std::min<int64_t>(task.kernel.columns, params.columns - column);
-  float tile[kMaxTileRows * kMaxTileColumns];
-  multiply_tile(task.kernel, params.rank, task.left.panel_of(row), task.kernel.rows, task.right.panel_of(column), tile);
+  alignas(64) float tile[kMaxTileElements];
+  const int panels = static_cast<int>((columns + task.kernel.lanes - 1) / task.kernel.lanes);
+  task.kernel.multiply(params.rank, task.left.place_of(row), task.right.place_of(column), task.right.panel_size(),
+                       panels, tile);
   bool finite = true;
   for (int64_t r = 0; r < rows; ++r) {
     T* weight = static_cast<T*>(params.weight) + (row + r) * params.row_stride + column;
@@ -114,45 +120,30 @@ EASYEDIT_FAST_INLINE bool update_rows(const Task& task, int64_t first, int64_t l
   return finite;
 }
 
-using UpdateRows = bool (*)(const Task&, int64_t, int64_t);
-
 template <class T, Pass kPass, Rounding kRounding>
-bool update_rows_generic(const Task& task, int64_t first, int64_t last) {
-  return update_rows<T, kPass, kRounding>(task, first, last);
-}
+struct UpdateRows {
+  static EASYEDIT_FAST_INLINE bool run(const Task& task, int64_t first, int64_t last) {
+    return update_rows<T, kPass, kRounding>(task, first, last);
+  }
+};
 
-#if EASYEDIT_FAST_HAS_AVX2
-template <class T, Pass kPass, Rounding kRounding>
-EASYEDIT_FAST_FOR_AVX2 bool update_rows_avx2(const Task& task, int64_t first, int64_t last) {
-  return update_rows<T, kPass, kRounding>(task, first, last);
-}
-#endif
-
-template <class T, Pass kPass, Rounding kRounding>
-UpdateRows choose_path() {
-#if EASYEDIT_FAST_HAS_AVX2
-  if (cpu_path() == CpuPath::kAvx2) return update_rows_avx2<T, kPass, kRounding>;
-#endif
-  return update_rows_generic<T, kPass, kRounding>;
-}
+// Updates rows [first, last) of weight, or only looks; says whether the results are finite.
+using AnyRows = std::function<bool(Pass, int64_t, int64_t)>;
 
 template <Pass kPass>
-UpdateRows choose_update_rows(const RankUpdate& params) {
+auto choose_update_rows(const RankUpdate& params) {
   return dispatch(params.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    return params.rounding == Rounding::kStochastic ? choose_path<T, kPass, Rounding::kStochastic>()
-                                                    : choose_path<T, kPass, Rounding::kNearest>();
+    return params.rounding == Rounding::kStochastic ? compiled<UpdateRows<T, kPass, Rounding::kStochastic>>()
+                                                    : compiled<UpdateRows<T, kPass, Rounding::kNearest>>();
   });
 }
 
-template <Pass kPass>
-bool run(const Task& task, int threads) {
-  const UpdateRows update = choose_update_rows<kPass>(task.params);
-  const int64_t rows = task.params.rows;
+bool run_pass(const AnyRows& update, Pass pass, int64_t rows, int threads) {
   std::atomic<bool> finite{true};
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t first = 0; first < rows; first += kRowsPerTask) {
-    if (!update(task, first, std::min(first + kRowsPerTask, rows))) finite.store(false, std::memory_order_relaxed);
+    if (!update(pass, first, std::min(first + kRowsPerTask, rows))) finite.store(false, std::memory_order_relaxed);
   }
   return finite.load();
 }
@@ -171,25 +162,16 @@ EASYEDIT_FAST_INLINE std::uint32_t largest_bits(const T* row, int64_t count) {
   return largest;
 }
 
-#if EASYEDIT_FAST_HAS_AVX2
 template <class T>
-EASYEDIT_FAST_FOR_AVX2 std::uint32_t largest_bits_avx2(const T* row, int64_t count) {
-  return largest_bits(row, count);
-}
-#endif
-
-template <class T>
-std::uint32_t largest_bits_of_row(const T* row, int64_t count) {
-#if EASYEDIT_FAST_HAS_AVX2
-  if (cpu_path() == CpuPath::kAvx2) return largest_bits_avx2(row, count);
-#endif
-  return largest_bits(row, count);
-}
+struct LargestBits {
+  static EASYEDIT_FAST_INLINE std::uint32_t run(const T* row, int64_t count) { return largest_bits(row, count); }
+};
 
 template <class T>
 double largest_weight(const RankUpdate& params, int threads) {
   const T* weight = static_cast<const T*>(params.weight);
   std::uint32_t largest = 0;
+  const auto largest_bits_of_row = compiled<LargestBits<T>>();
 #pragma omp parallel for schedule(static) reduction(max : largest) num_threads(threads)
   for (int64_t row = 0; row < params.rows; ++row) {
     largest = std::max(largest, largest_bits_of_row(weight + row * params.row_stride, params.columns));
@@ -230,19 +212,45 @@ bool surely_finite(const RankUpdate& params, int threads) {
   return bound * kMargin < kLargest[static_cast<int>(params.dtype)];
 }
 
+bool run(const RankUpdate& params, const AnyRows& update, bool check_first, int threads) {
+  if (check_first && !surely_finite(params, threads) && !run_pass(update, Pass::kCheck, params.rows, threads)) {
+    return false;
+  }
+  return run_pass(update, Pass::kWrite, params.rows, threads);
+}
+
+bool run_thin(const RankUpdate& params, const ThinRows& thin, bool check_first, int threads) {
+  const PackedFactor left(params.output_factor, params.rows, params.rank, kThinRows);
+  const PackedFactor right(transposed(params.input_factor), params.columns, params.rank, thin.lanes);
+  const auto update = [&](Pass pass, int64_t first, int64_t last) {
+    return thin.update(params, left.place_of(0), right.place_of(0), first, last, pass == Pass::kWrite);
+  };
+  return run(params, update, check_first, threads);
+}
+
+bool run_tiles(const RankUpdate& params, bool check_first, int threads) {
+  const TileKernel& kernel = float_kernel();
+  const PackedFactor left(params.output_factor, params.rows, params.rank, kernel.lanes);
+  const PackedFactor right(transposed(params.input_factor), params.columns, params.rank, kernel.lanes);
+  const Task task{params, left, right, kernel};
+  const auto check = choose_update_rows<Pass::kCheck>(params);
+  const auto write = choose_update_rows<Pass::kWrite>(params);
+  const auto update = [&](Pass pass, int64_t first, int64_t last) {
+    return (pass == Pass::kCheck ? check : write)(task, first, last);
+  };
+  return run(params, update, check_first, threads);
+}
+
 }  // namespace
 
-bool rank_update_cpu(const RankUpdate& given, int given_threads) {
+bool rank_update_cpu(const RankUpdate& given, bool check_first, int given_threads) {
   const RankUpdate params = with_contiguous_rows(given);
   if (params.rows == 0 || params.columns == 0 || params.rank == 0) return true;
   const double elements = static_cast<double>(params.rows) * static_cast<double>(params.columns);
   const int threads = useful_threads(elements * static_cast<double>(params.rank), given_threads);
-  const MicroKernel& kernel = micro_kernel();
-  const PackedFactor left(params.output_factor, params.rows, params.rank, kernel.rows);
-  const PackedFactor right(transposed(params.input_factor), params.columns, params.rank, kernel.columns);
-  const Task task{params, left, right, kernel};
-  if (!surely_finite(params, threads) && !run<Pass::kCheck>(task, threads)) return false;
-  return run<Pass::kWrite>(task, threads);
+  const ThinRows thin = thin_rows(params);
+  return thin.update == nullptr ? run_tiles(params, check_first, threads)
+                                : run_thin(params, thin, check_first, threads);
 }
 
 }  // namespace easyedit_fast

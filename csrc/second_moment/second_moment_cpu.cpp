@@ -5,6 +5,8 @@
 
 #include "common/cpu.h"
 #include "common/numeric.h"
+#include "common/tile_kernel.h"
+#include "second_moment/panels.h"
 #include "second_moment/second_moment.h"
 
 namespace easyedit_fast {
@@ -12,8 +14,10 @@ namespace {
 
 using std::int64_t;
 
-// Rows of x that are packed and multiplied at a time: two panels of them fit the first cache.
-constexpr int64_t kRowsPerBlock = 256;
+// What a task takes of out. The panels of its columns stay in the second cache; both are multiples of
+// every tile's rows and columns.
+constexpr int64_t kColumnsPerTask = 384;
+constexpr int64_t kRowsPerTask = 192;
 
 // Numbers of the rows to count.
 std::vector<int64_t> counted_rows(const SecondMoment& params) {
@@ -25,85 +29,57 @@ std::vector<int64_t> counted_rows(const SecondMoment& params) {
   return rows;
 }
 
-// Packs columns [first, first + count) of some rows as float32 [depth, width], padded with zeros.
-template <class T>
-EASYEDIT_FAST_INLINE void pack_panel(const SecondMoment& params, const int64_t* rows, int64_t depth, int64_t first,
-                                     int64_t count, int64_t width, float* panel) {
-  for (int64_t k = 0; k < depth; ++k, panel += width) {
-    const T* source = static_cast<const T*>(params.x) + rows[k] * params.row_stride + first * params.column_stride;
-    if (params.column_stride == 1) {
-      for (int64_t column = 0; column < count; ++column) panel[column] = to_float(source[column]);
-    } else {
-      for (int64_t column = 0; column < count; ++column)
-        panel[column] = to_float(source[column * params.column_stride]);
-    }
-    std::fill(panel + count, panel + width, 0.0f);
-  }
-}
-
-using PackPanel = void (*)(const SecondMoment&, const int64_t*, int64_t, int64_t, int64_t, int64_t, float*);
-
-template <class T>
-void pack_panel_generic(const SecondMoment& params, const int64_t* rows, int64_t depth, int64_t first, int64_t count,
-                        int64_t width, float* panel) {
-  pack_panel<T>(params, rows, depth, first, count, width, panel);
-}
-
-#if EASYEDIT_FAST_HAS_AVX2
-template <class T>
-EASYEDIT_FAST_FOR_AVX2 void pack_panel_avx2(const SecondMoment& params, const int64_t* rows, int64_t depth,
-                                            int64_t first, int64_t count, int64_t width, float* panel) {
-  pack_panel<T>(params, rows, depth, first, count, width, panel);
-}
-#endif
-
-PackPanel choose_pack_panel(Dtype dtype) {
-  return dispatch(dtype, [](auto tag) -> PackPanel {
-    using T = typename decltype(tag)::Type;
-#if EASYEDIT_FAST_HAS_AVX2
-    if (cpu_path() == CpuPath::kAvx2) return pack_panel_avx2<T>;
-#endif
-    return pack_panel_generic<T>;
-  });
-}
-
-// Adds aᵀ b of two packed panels to the part of out [d, d] that lies in the lower triangle.
-void add_panel_product(const MicroKernel& kernel, int64_t depth, const float* a, int64_t first_row, const float* b,
-                       int64_t first_column, float* out, int64_t size) {
-  const int64_t last_row = std::min<int64_t>(first_row + kernel.columns, size);
-  for (int64_t row = first_row; row < last_row; row += kernel.rows) {
-    float tile[kMaxTileRows * kMaxTileColumns];
-    multiply_tile(kernel, depth, a + (row - first_row), kernel.columns, b, tile);
-    const int64_t rows = std::min<int64_t>(kernel.rows, last_row - row);
+// Adds a tile to rows [row, row + rows) of out [size, size] from a column on, up to the diagonal.
+struct AddTile {
+  static EASYEDIT_FAST_INLINE void run(const float* tile, int64_t tile_columns, int64_t row, int64_t rows,
+                                       int64_t column, float* out, int64_t size) {
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t columns = std::min<int64_t>(kernel.columns, row + r + 1 - first_column);
-      float* target = out + (row + r) * size + first_column;
-      for (int64_t c = 0; c < columns; ++c) target[c] += tile[r * kernel.columns + c];
+      const int64_t columns = std::min(tile_columns, row + r + 1 - column);
+      float* target = out + (row + r) * size + column;
+      for (int64_t c = 0; c < columns; ++c) target[c] += tile[r * tile_columns + c];
+    }
+  }
+};
+
+// A rectangle of out that reaches into the lower triangle.
+struct Part {
+  int64_t row, last_row;
+  int64_t column, last_column;
+};
+
+std::vector<Part> parts_of(int64_t size) {
+  std::vector<Part> parts;
+  for (int64_t column = 0; column < size; column += kColumnsPerTask) {
+    for (int64_t row = column; row < size; row += kRowsPerTask) {
+      parts.push_back({row, std::min(size, row + kRowsPerTask), column, std::min(size, column + kColumnsPerTask)});
+    }
+  }
+  return parts;
+}
+
+void add_block(const Panels& panels, int64_t block, const Part& part, float* out, int64_t size) {
+  const TileKernel& kernel = panels.kernel();
+  const auto add_tile = compiled<AddTile>();
+  alignas(64) float tile[kMaxTileElements];
+  for (int64_t row = part.row; row < part.last_row; row += kernel.rows) {
+    const int64_t rows = std::min<int64_t>(kernel.rows, part.last_row - row);
+    const int64_t stop = std::min(part.last_column, row + rows);
+    for (int64_t column = part.column; column < stop; column += kernel.columns) {
+      const int64_t columns = std::min<int64_t>(stop - column, kernel.columns);
+      const int count = static_cast<int>((columns + kernel.lanes - 1) / kernel.lanes);
+      kernel.multiply(panels.steps(block), panels.left(block, row), panels.right(block, column),
+                      panels.panel_words(block), count, tile);
+      add_tile(tile, kernel.columns, row, rows, column, out, size);
     }
   }
 }
 
-void add_block(const SecondMoment& params, PackPanel pack, const int64_t* rows, int64_t depth, float* packed,
-               int threads) {
-  const MicroKernel& kernel = micro_kernel();
-  const int64_t width = kernel.columns;
-  const int64_t panels = (params.columns + width - 1) / width;
-  const int64_t panel_size = depth * width;
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t first = panel * width;
-      pack(params, rows, depth, first, std::min(width, params.columns - first), width, packed + panel * panel_size);
-    }
-    // One thread owns a column of tiles, so the order of every sum is fixed.
-#pragma omp for schedule(dynamic)
-    for (int64_t column = 0; column < panels; ++column) {
-      for (int64_t row = column; row < panels; ++row) {
-        add_panel_product(kernel, depth, packed + row * panel_size, row * width, packed + column * panel_size,
-                          column * width, params.out, params.columns);
-      }
-    }
+void add_group(const Panels& panels, float* out, int64_t size, int threads) {
+  const std::vector<Part> parts = parts_of(size);
+  // One thread owns a part, so the order of every sum is fixed.
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (const Part& part : parts) {
+    for (int64_t block = 0; block < panels.blocks(); ++block) add_block(panels, block, part, out, size);
   }
 }
 
@@ -113,14 +89,16 @@ void second_moment_cpu(const SecondMoment& params, int threads) {
   const std::vector<int64_t> rows = counted_rows(params);
   if (rows.empty() || params.columns == 0) return;
   const int64_t count = static_cast<int64_t>(rows.size());
-  const int64_t width = micro_kernel().columns;
-  const int64_t padded = (params.columns + width - 1) / width * width;
-  const std::unique_ptr<float[]> packed(new float[static_cast<std::size_t>(padded * std::min(count, kRowsPerBlock))]);
-  const PackPanel pack = choose_pack_panel(params.dtype);
-  const double work = static_cast<double>(count) * static_cast<double>(padded) * static_cast<double>(padded);
-  const int useful = useful_threads(work, threads);
-  for (int64_t first = 0; first < count; first += kRowsPerBlock) {
-    add_block(params, pack, rows.data() + first, std::min(kRowsPerBlock, count - first), packed.get(), useful);
+  const double columns = static_cast<double>(params.columns);
+  const int useful = useful_threads(static_cast<double>(count) * columns * columns, threads);
+  const TileKernel* fast = params.dtype == Dtype::kBfloat16 ? bfloat16_kernel() : nullptr;
+  Panels panels(params, count);
+  for (int64_t first = 0; first < count; first += panels.rows_per_group()) {
+    const int64_t group = std::min(panels.rows_per_group(), count - first);
+    if (fast == nullptr || !panels.pack(*fast, rows.data() + first, group, useful)) {
+      panels.pack(float_kernel(), rows.data() + first, group, useful);
+    }
+    add_group(panels, params.out, params.columns, useful);
   }
 }
 

@@ -54,6 +54,7 @@ def rank_update_cpu(
     rank: int,
     rounding: int,
     seed: int,
+    check_first: bool,
     threads: int,
 ) -> bool: ...
 def rank_update_cuda(

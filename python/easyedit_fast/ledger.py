@@ -104,7 +104,8 @@ def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
     }
     try:
         for name, parameter in parameters.items():
-            _add_update(parameter, edit.updates[name])
+            original = None if weights[name].updates else weights[name].original
+            _add_update(parameter, edit.updates[name], original)
         checksums = {name: _checksum(parameter) for name, parameter in parameters.items()}
     except BaseException as error:
         make_room_after(error)
@@ -326,12 +327,15 @@ def _as_out_in(parameter: torch.Tensor, update: LowRankUpdate) -> torch.Tensor:
     return weight if update.weight_layout == "out_in" else weight.T
 
 
-def _add_update(parameter: torch.Tensor, update: LowRankUpdate) -> None:
+def _add_update(
+    parameter: torch.Tensor, update: LowRankUpdate, original: torch.Tensor | None = None
+) -> None:
     device = parameter.device
     rank_update_(
         _as_out_in(parameter, update),
         update.output_factor.to(device),
         update.input_factor.to(device),
+        original=None if original is None else _as_out_in(original, update),
     )
 
 

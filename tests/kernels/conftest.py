@@ -18,7 +18,9 @@ def emulator(request, emulated_build):
     return emulated_build.emulator
 
 
-@pytest.fixture(params=["generic", "avx2", "reference"])
+@pytest.fixture(
+    params=["generic", "avx2", "avx512", "avx512_bf16", "amx_bf16", "reference"],
+)
 def path(request, monkeypatch):
     """Every implementation on the CPU: the native code for each instruction set, the reference."""
     monkeypatch.setenv("EASYEDIT_FAST_KERNELS", "native")

@@ -13,7 +13,7 @@ import easyedit_fast
 from easyedit_fast import _kernels
 
 STUB = Path(easyedit_fast.__path__[0]) / "_kernels.pyi"
-KINDS = {"SupportsInt": "int", "str": "str", "Annotated": "tuple[int, int]"}
+KINDS = {"SupportsInt": "int", "bool": "bool", "str": "str", "Annotated": "tuple[int, int]"}
 
 
 def stub_members():
@@ -59,7 +59,7 @@ def test_null_and_wrong_layouts_are_refused_by_name():
     address = weight.data_ptr()
     update = {"weight": address, "rows": 4, "columns": 3, "rank": 1, "seed": 0, "threads": 1}
     update |= {"output_factor": address, "output_factor_strides": (1, 1)}
-    update |= {"input_factor": address, "input_factor_strides": (1, 1)}
+    update |= {"input_factor": address, "input_factor_strides": (1, 1), "check_first": True}
     with pytest.raises(ValueError, match=r"weight \[m, n\] must have a stride of 1"):
         _kernels.rank_update_cpu(**update, weight_strides=(6, 2), dtype=0, rounding=0)
     with pytest.raises(ValueError, match="rounding must be 0"):

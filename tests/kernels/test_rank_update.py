@@ -101,9 +101,28 @@ def test_non_finite_is_refused_and_nothing_changes(path, culprit, dtype, transpo
     else:
         {"output_factor": output_factor, "input_factor": input_factor}[culprit][-1, -1] = torch.nan
     before = weight.clone()
-    with pytest.raises(NonFiniteError, match=r"\[90, 70\] would hold NaN or infinity"):
-        kernels.rank_update_(weight, output_factor, input_factor, rounding=rounding)
-    assert same_bits(weight, before)
+    for original in (None, before):
+        with pytest.raises(NonFiniteError, match=r"\[90, 70\] would hold NaN or infinity"):
+            kernels.rank_update_(
+                weight, output_factor, input_factor, rounding=rounding, original=original
+            )
+        assert same_bits(weight, before)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+def test_an_original_changes_nothing_but_the_time(path, dtype, transposed):
+    for m, n, k in SHAPES:
+        _, weight, *factors = random_rank_update(m, n, k, dtype, transposed=transposed)
+        original = weight.clone()
+        other = weight.clone()
+        kernels.rank_update_(weight, *factors)
+        kernels.rank_update_(other, *factors, original=original)
+        assert same_bits(weight, other)
+    with pytest.raises(ValueError, match="original must be"):
+        kernels.rank_update_(other, *factors, original=original[:-1])
+    with pytest.raises(TypeError, match="original"):
+        kernels.rank_update_(other, *factors, original=original.double())
 
 
 def test_the_largest_number_is_no_overflow(path):

@@ -74,6 +74,7 @@ def rank_update_(
     input_factor: torch.Tensor,
     rounding: str = "nearest",
     seed: int = 0,
+    original: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Add a low-rank update to a weight in place: weight += output_factor @ input_factor.
 
@@ -92,6 +93,9 @@ def rank_update_(
         input_factor: Right factor [k, n], float32.
         rounding: ``"nearest"`` (ties to even) or ``"stochastic"``.
         seed: Seed of the stochastic rounding, a 64-bit integer.
+        original: A copy of ``weight``, if there is one. It spares the pass over the weight that
+            looks for results that are not finite before the first is written: where there are
+            any, the weight is restored from it.
 
     Returns:
         ``weight``.
@@ -104,5 +108,5 @@ def rank_update_(
         NativeModuleError: ``EASYEDIT_FAST_KERNELS=native`` and the native module cannot be used.
     """
     with torch.no_grad():
-        ops.rank_update_(weight, output_factor, input_factor, rounding, seed)
+        ops.rank_update_(weight, output_factor, input_factor, rounding, seed, original)
     return weight

@@ -156,8 +156,9 @@ def rank_update_(
     input_factor: torch.Tensor,
     rounding: str,
     seed: int,
+    original: torch.Tensor | None,
 ) -> None:
-    """Native twin of `reference.rank_update_`.
+    """Native twin of `reference.rank_update_`; `original` spares a pass over the weight.
 
     Raises:
         NonFiniteError: A result would be NaN or infinite; ``weight`` was left as it was.
@@ -177,7 +178,11 @@ def rank_update_(
         "seed": seed,
     }
     if weight.device.type == "cpu":
-        finite = module.rank_update_cpu(**arguments, threads=torch.get_num_threads())
+        finite = module.rank_update_cpu(
+            **arguments, check_first=original is None, threads=torch.get_num_threads()
+        )
+        if not finite and original is not None:
+            weight.copy_(original)
     else:
         status = torch.zeros(1, dtype=torch.int32, device=weight.device)
         module.rank_update_cuda(**arguments, status=status.data_ptr(), **_cuda_place(weight))

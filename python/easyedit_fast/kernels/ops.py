@@ -63,7 +63,7 @@ def _symmetrise_fake(out: torch.Tensor) -> None:
     "easyedit_fast::rank_update_",
     mutates_args=("weight",),
     schema='(Tensor(a!) weight, Tensor output_factor, Tensor input_factor, str rounding="nearest", '
-    "int seed=0) -> ()",
+    "int seed=0, Tensor? original=None) -> ()",
 )
 def rank_update_(
     weight: torch.Tensor,
@@ -71,16 +71,17 @@ def rank_update_(
     input_factor: torch.Tensor,
     rounding: str = "nearest",
     seed: int = 0,
+    original: torch.Tensor | None = None,
 ) -> None:
     """Do weight [m, n] += output_factor [m, k] @ input_factor [k, n], rounded once."""
-    _check_rank_update(weight, output_factor, input_factor, rounding)
+    _check_rank_update(weight, output_factor, input_factor, rounding, original)
     if weight.numel() == 0 or output_factor.shape[1] == 0:
         return
     module = native.module_for(weight.device)
     if module is None:
         reference.rank_update_(weight, output_factor, input_factor, rounding, seed)
     else:
-        native.rank_update_(module, weight, output_factor, input_factor, rounding, seed)
+        native.rank_update_(module, weight, output_factor, input_factor, rounding, seed, original)
 
 
 @rank_update_.register_fake
@@ -90,8 +91,9 @@ def _rank_update_fake(
     input_factor: torch.Tensor,
     rounding: str = "nearest",
     seed: int = 0,  # noqa: ARG001  (the schema's, nothing to check)
+    original: torch.Tensor | None = None,
 ) -> None:
-    _check_rank_update(weight, output_factor, input_factor, rounding)
+    _check_rank_update(weight, output_factor, input_factor, rounding, original)
 
 
 def _check_second_moment(out: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -121,10 +123,21 @@ def _check_moment(op: str, out: torch.Tensor) -> None:
 
 
 def _check_rank_update(
-    weight: torch.Tensor, output_factor: torch.Tensor, input_factor: torch.Tensor, rounding: str
+    weight: torch.Tensor,
+    output_factor: torch.Tensor,
+    input_factor: torch.Tensor,
+    rounding: str,
+    original: torch.Tensor | None,
 ) -> None:
     op = "rank_update_"
     device = weight.device
+    if original is not None:
+        _check_tensor(op, "original", original, "[m, n]", (weight.dtype,), device)
+        if original.shape != weight.shape:
+            raise ValueError(
+                f"{op}: original must be {list(weight.shape)} as weight is, "
+                f"not {list(original.shape)}"
+            )
     _check_tensor(op, "weight", weight, "[m, n]", _FLOATS, device)
     _check_tensor(op, "output_factor", output_factor, "[m, k]", (torch.float32,), device)
     _check_tensor(op, "input_factor", input_factor, "[k, n]", (torch.float32,), device)
