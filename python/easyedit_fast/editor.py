@@ -177,6 +177,7 @@ class Editor:
         on_error: OnError = "raise",
         evaluate: bool = True,
         generate: bool = True,
+        fluency: bool = False,
         progress: Progress | None = None,
     ) -> EditResult:
         """Edits the model: it holds all the requested facts afterwards.
@@ -197,6 +198,7 @@ class Editor:
                 more memory than there is; ``result.failures`` has the errors.
             evaluate: Score the requests before and after.
             generate: Score greedy generations too, not only teacher-forced tokens.
+            fluency: Measure the n-gram entropy of a generated text too; see `Evaluator.score`.
             progress: Called with the number of requests that are done, and of all.
 
         Returns:
@@ -219,7 +221,8 @@ class Editor:
         for batch in batches:  # a later one may change what an earlier one set
             refuse_contradictions(batch.requests, first=batch.first)
         timings = Timings()
-        call = _Call(timings, batch_size, self._scorer(generate, timings) if evaluate else None)
+        score = self._scorer(timings, generate=generate, fluency=fluency) if evaluate else None
+        call = _Call(timings, batch_size, score)
         pre = self._score_before(asked, call, failures)
         if isolated:
             edits, details = self._compute(asked, True, call, failures, progress)
@@ -317,12 +320,12 @@ class Editor:
         if applied:
             remove(self.model, applied)
 
-    def _scorer(self, generate: bool, timings: Timings) -> _Score:
+    def _scorer(self, timings: Timings, **parts: bool) -> _Score:
         def score(
             requests: Sequence[EditRequest], when: str, updates: Sequence[Updates] | None
         ) -> _Scores:
             with timings.phase(f"evaluate {when}"):
-                return self._evaluator.score(requests, updates=updates, generate=generate)
+                return self._evaluator.score(requests, updates=updates, **parts)
 
         return score
 

@@ -92,11 +92,8 @@ def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
     _settle(model, parameters)
     if edit_id in applied_edit_ids(model):
         raise EditStateError(_already(model, edit_id))
-    if check_model and _fingerprint(model, edit) != edit.model_fingerprint:
-        raise EditStateError(
-            f"this edit was computed for another model ({edit.model_name or 'unnamed'}); apply it "
-            "to that one, or pass check_model=False if you know the weights to be the same"
-        )
+    if check_model:
+        require_own_model(model, edit)
     ledger = _weights(model)
     weights = {
         name: ledger.get(name) or _EditedWeight(parameter.detach().clone(), {}, "")
@@ -117,6 +114,19 @@ def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
         weights[name].checksum = checksum
     setattr(model, _ATTRIBUTE, {**ledger, **weights})
     _set_config_ids(model, applied_edit_ids(model))
+
+
+def require_own_model(model: PreTrainedModel, edit: Edit) -> None:
+    """Refuses a model that the edit was not computed for.
+
+    Raises:
+        EditStateError: The model has another fingerprint.
+    """
+    if _fingerprint(model, edit) != edit.model_fingerprint:
+        raise EditStateError(
+            f"this edit was computed for another model ({edit.model_name or 'unnamed'}); apply it "
+            "to that one, or pass check_model=False if you know the weights to be the same"
+        )
 
 
 def remove(model: PreTrainedModel, edits: Sequence[Edit]) -> None:

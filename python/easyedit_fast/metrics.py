@@ -136,8 +136,25 @@ def mean_interval(scores: Sequence[float]) -> Estimate:
     Raises:
         ValueError: No score, one that is not finite, or a single one beyond 0 and 1.
     """
-    mean, low, high = _student(scores) if _unbounded(scores) else _wilson(scores)
-    return Estimate(mean, low, high, len(scores))
+    if _unbounded(scores):
+        return student_interval(scores)
+    # Rounding can lift a mean of ones above 1.
+    mean = min(1.0, math.fsum(scores) / max(1, len(scores)))
+    return Estimate(mean, *wilson_interval(mean, len(scores)), len(scores))
+
+
+def student_interval(values: Sequence[float]) -> Estimate:
+    """The mean of values that are taken as normal, with its 95 % interval (Student's t, 1908).
+
+    Raises:
+        ValueError: Fewer than two values, or one that is not finite.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if len(found) < 2 or not np.isfinite(found).all():
+        raise ValueError(f"{len(found)} scores have no interval; it takes two, all of them finite")
+    mean, count = float(found.mean()), len(found)
+    half = _t975(count - 1) * float(found.std(ddof=1)) / math.sqrt(count)
+    return Estimate(mean, mean - half, mean + half, count)
 
 
 def paired_difference(first: Sequence[float | None], second: Sequence[float | None]) -> Estimate:
@@ -159,9 +176,9 @@ def paired_difference(first: Sequence[float | None], second: Sequence[float | No
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} scores are not of the same records")
     pairs = zip(first, second, strict=True)
-    differences = [one - other for one, other in pairs if one is not None and other is not None]
-    mean, low, high = _student(differences)
-    return Estimate(mean, low, high, len(differences))
+    return student_interval(
+        [one - other for one, other in pairs if one is not None and other is not None]
+    )
 
 
 def wilson_interval(mean: float, count: int) -> tuple[float, float]:
@@ -183,27 +200,12 @@ def wilson_interval(mean: float, count: int) -> tuple[float, float]:
     centre = (mean + _Z95**2 / (2 * count)) / shrink
     spread = mean * (1.0 - mean) / count + _Z95**2 / (4 * count**2)
     half = _Z95 * math.sqrt(spread) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _wilson(scores: Sequence[float]) -> tuple[float, float, float]:
-    # Rounding can lift a mean of ones above 1.
-    mean = min(1.0, math.fsum(scores) / max(1, len(scores)))
-    return mean, *wilson_interval(mean, len(scores))
+    # Rounding can push the mean itself out, where it is 0 or 1.
+    return min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half))
 
 
 def _unbounded(scores: Sequence[float]) -> bool:
     return any(not 0.0 <= score <= 1.0 for score in scores)
-
-
-def _student(scores: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and ends of Student's interval."""
-    values = np.asarray(scores, dtype=np.float64)
-    if len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"{len(values)} scores have no interval; it takes two, all of them finite")
-    mean, count = float(values.mean()), len(values)
-    half = _t975(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
-    return mean, mean - half, mean + half
 
 
 def _t975(degrees: int) -> float:

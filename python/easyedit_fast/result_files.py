@@ -67,6 +67,25 @@ def header_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.run.json")
 
 
+def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads a file of results, finished or not.
+
+    Returns:
+        The header (``about``, ``description`` and others), and the whole lines.
+
+    Raises:
+        MissingFileError: There is no such file, or it has no header.
+        DataFileError: It is damaged, or no file of results.
+    """
+    beside = header_path(path)
+    for needed in (path, beside):
+        if not needed.is_file():
+            raise MissingFileError(f"there is no file {str(needed)!r}; check the path")
+    header = _checked_header(beside, beside.read_bytes(), "give the path of a file of results")
+    with path.open("rb") as file:
+        return header, _read_lines(path, file)[0]
+
+
 @contextlib.contextmanager
 def open_results(
     path: Path,
@@ -140,21 +159,28 @@ def _read_header(path: Path, wanted: dict[str, Any], *, empty: bool) -> dict[str
     remedy = "give another path, or overwrite=True (--overwrite) to begin anew"
     beside = header_path(path)
     try:
-        header = json.loads(beside.read_bytes())
+        text = beside.read_bytes()
     except FileNotFoundError:
         if empty:
             return None
         raise DataFileError(f"{path} is there and has no header {beside.name}; {remedy}") from None
-    except ValueError:
-        header = None
-    if not isinstance(header, dict) or not isinstance(header.get("description"), dict):
-        raise DataFileError(f"{beside} is no header of results; {remedy}")
-    if (header.get("format"), header.get("version")) != (_FORMAT, _VERSION):
-        raise DataFileError(f"{beside} is of another version of the format; {remedy}")
+    header = _checked_header(beside, text, remedy)
     differences = list(_differences(header["description"], wanted["description"]))
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise DataFileError(f"{path} belongs to another run: {differences[0]}{more}; {remedy}")
+    return header
+
+
+def _checked_header(path: Path, text: bytes, remedy: str) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or not isinstance(header.get("description"), dict):
+        raise DataFileError(f"{path} is no header of results; {remedy}")
+    if (header.get("format"), header.get("version")) != (_FORMAT, _VERSION):
+        raise DataFileError(f"{path} is of another version of the format; {remedy}")
     return header
 
 

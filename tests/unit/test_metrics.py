@@ -109,6 +109,13 @@ def test_wilson_interval(mean: float, count: int, low: float, high: float) -> No
     assert wilson_interval(mean, count) == pytest.approx((low, high), abs=5e-4)
 
 
+@pytest.mark.parametrize("count", range(1, 200))
+def test_wilson_interval_holds_the_mean(count: int) -> None:
+    for mean in (0.0, 1.0):
+        low, high = wilson_interval(mean, count)
+        assert 0.0 <= low <= mean <= high <= 1.0
+
+
 @pytest.mark.parametrize(("mean", "count"), [(1.1, 3), (-0.1, 3), (0.5, 0), (float("nan"), 3)])
 def test_wilson_interval_refuses_what_is_no_mean_of_scores(mean: float, count: int) -> None:
     with pytest.raises(ValueError, match="no Wilson interval"):

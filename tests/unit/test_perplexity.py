@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 from easyedit_fast.data import RequestTokenizer, TextFiles
 from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
@@ -51,6 +52,30 @@ def test_perplexity_equals_a_plain_computation(family: str, length: int, corpus:
     some = perplexity(model, tokenizer, corpus, block_length=length, max_tokens=length + 3)
     assert some.tokens == length + 3
     assert some.nll == pytest.approx(sum(expected[: length + 3]) / (length + 3), rel=1e-5)
+
+
+def test_the_interval_is_students_over_the_blocks(corpus: TextFiles) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer([TEXT])
+    result = perplexity(model, tokenizer, corpus, block_length=32)
+    losses = by_hand(model, tokenizer, corpus, 32)
+    blocks = [losses[start : start + 31] for start in range(0, len(losses), 31)]
+    assert len(blocks[-1]) < 31
+    # The ratio of two means, with the variance of its residuals.
+    count, mean_size = len(blocks), len(losses) / len(blocks)
+    residuals = [sum(block) - result.nll * len(block) for block in blocks]
+    variance = sum(residual**2 for residual in residuals) / (count - 1)
+    half = stats.t.ppf(0.975, count - 1) * math.sqrt(variance / count) / mean_size
+    assert result.low == pytest.approx(math.exp(result.nll - half), rel=1e-5)
+    assert result.high == pytest.approx(math.exp(result.nll + half), rel=1e-5)
+    # Two blocks say next to nothing: no perplexity is below 1, and none is written as infinite.
+    assert perplexity(model, tokenizer, corpus, block_length=8, max_tokens=8).low == 1.0
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(80.0)
+    wild = perplexity(model, tokenizer, corpus, block_length=8, max_tokens=8)
+    assert math.isfinite(wild.perplexity)
+    assert (wild.low, wild.high) == (None, None)
+    alone = perplexity(model, tokenizer, corpus, block_length=32, max_tokens=31)
+    assert (alone.low, alone.high) == (None, None)
 
 
 def test_an_edit_is_added_for_the_time_of_the_measurement(corpus: TextFiles) -> None:

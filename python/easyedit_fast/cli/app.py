@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from easyedit_fast.cli import apply, demo, doctor, edit, export, stats, sweep
+from easyedit_fast.cli import apply, demo, doctor, edit, evaluate, export, stats, sweep
 from easyedit_fast.cli.output import print_line, show_warnings_as_lines
 from easyedit_fast.version import __version__
 
@@ -37,6 +37,7 @@ def _prepare(
 
 app.command("edit")(edit.edit)
 app.command("apply")(apply.apply)
+app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("stats")(stats.stats)
 app.command("sweep")(sweep.sweep)

@@ -25,7 +25,7 @@ ModelOrFromHparams = Annotated[
 Method = Annotated[str, typer.Option(help="Editing method: 'rome'.")]
 Limit = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Records of the file at most."),
+    typer.Option("--limit", "-n", min=1, help="Records of the file at most."),
 ]
 Offset = Annotated[int, typer.Option(min=0, help="Records of the file to pass over.")]
 SkipBad = Annotated[

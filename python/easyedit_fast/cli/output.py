@@ -46,9 +46,13 @@ def print_warning(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints one JSON object to stdout; NaN and infinity, which JSON has not, are refused."""
-    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
-    sys.stdout.write(f"{text}\n")
+    """Prints one JSON object to stdout; see `json_text`."""
+    sys.stdout.write(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """One JSON object as lines of text; NaN and infinity, which JSON has not, are refused."""
+    return f"{json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)}\n"
 
 
 def print_line(text: str) -> None:
@@ -76,6 +80,20 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     ]
     if rows:
         print_table("Scores", ["score", "before", "after", "count"], rows)
+
+
+def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints a row a score, teacher-forced and generated side by side; see `Scores.scores`."""
+    rows = []
+    for name, score in scores.items():
+        sides = [score.get(side, {}) for side in ("teacher_forced", "generated")]
+        cells = [text for side in sides for text in _before_and_after(side)]
+        count = max(leaf["count"] for side in sides for leaf in side.values())
+        section, _, key = name.partition(".")
+        rows.append([_lines(section, key), *cells, _lines(f"{count:,}", score["counted"])])
+    forced, generated = "teacher-\nforced", "\ngenerated"
+    columns = [f"{side}\n{when}" for side in (forced, generated) for when in ("before", "after")]
+    print_table("Scores, with their 95 % intervals", ["\n\nscore", *columns, "\n\ncount"], rows)
 
 
 def print_timings(timings: Mapping[str, float]) -> None:
@@ -167,6 +185,22 @@ def _score(leaf: Mapping[str, Any] | None) -> str:
     return "" if leaf is None or leaf["mean"] is None else f"{leaf['mean']:.3f}"
 
 
+def _before_and_after(side: Mapping[str, Any]) -> tuple[str, Text]:
+    """The mean before, and the mean after with its interval."""
+    after = side.get("after")
+    interval = ""
+    if after is not None and after["low"] is not None:
+        interval = f"{after['low']:.3f}–{after['high']:.3f}"
+    return _score(side.get("before")), _lines(_score(after), interval)
+
+
+def _lines(*lines: str) -> Text:
+    """A cell of several lines, but for those that are empty."""
+    return Text("\n".join(" ".join(line.split()) for line in lines if line))
+
+
 def _text(cell: object) -> Text:
     """A cell as it stands, whatever brackets are in it."""
+    if isinstance(cell, Text):
+        return cell
     return Text(f"{cell:.3f}" if isinstance(cell, float) else " ".join(str(cell).split()))

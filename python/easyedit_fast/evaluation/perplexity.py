@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from easyedit_fast.data import Corpus, RequestTokenizer
 from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
 from easyedit_fast.evaluation.isolation import RowUpdates, Updates
+from easyedit_fast.metrics import student_interval
 from easyedit_fast.models.limits import context_length
 from easyedit_fast.models.tracing import frozen
 
@@ -29,11 +31,16 @@ class Perplexity:
         perplexity: ``exp(nll)``.
         tokens: Number of predicted tokens.
         nll: Mean negative log-likelihood of a token, in nats.
+        low: Lower end of the perplexity's 95 % interval; None where there is one block alone, or
+            where the upper end is beyond a float.
+        high: Its upper end, or None.
     """
 
     perplexity: float
     tokens: int
     nll: float
+    low: float | None = None
+    high: float | None = None
 
 
 def perplexity(
@@ -50,6 +57,10 @@ def perplexity(
     The texts are packed into blocks, and a token is predicted from those before it in its block;
     the first of a block is not predicted. A block runs by itself, so that of logits no more than
     ``[block_length, vocabulary]`` exist; probabilities are taken in float32.
+
+    The interval is Student's over the blocks, whose sums of nll are related to their numbers of
+    tokens (the ratio estimator of Cochran, Sampling Techniques, 1977, equation 2.39). It tells how
+    far the value would differ on other text of the kind.
 
     Args:
         model: The model.
@@ -71,7 +82,8 @@ def perplexity(
         raise HparamsError(f"block_length is {length}; give 2 to {limit or 'any number of'} tokens")
     if max_tokens is not None and max_tokens < 1:
         raise HparamsError(f"max_tokens is {max_tokens}; give 1 at least, or None for all")
-    total, counted = 0.0, 0
+    sums: list[float] = []
+    counts: list[int] = []
     blocks = corpus.blocks(
         RequestTokenizer.from_transformers(tokenizer), block_length=length, rows=1
     )
@@ -80,16 +92,30 @@ def perplexity(
         for block in blocks:
             losses = _losses(model, torch.from_numpy(block))
             if max_tokens is not None:
-                losses = losses[: max_tokens - counted]
-            total += float(losses.sum(dtype=torch.float64))
-            counted += len(losses)
-            if counted == max_tokens:
+                losses = losses[: max_tokens - sum(counts)]
+            sums.append(float(losses.sum(dtype=torch.float64)))
+            counts.append(len(losses))
+            if sum(counts) == max_tokens:
                 break
-    if not counted:
+    if not sum(counts):
         raise DataFileError(f"corpus {corpus.name!r} has fewer than two tokens; give a longer text")
-    if not math.isfinite(total):
+    if not math.isfinite(sum(sums)):
         raise NonFiniteError("the model predicts NaN or infinity on this text")
-    return Perplexity(_exp(total / counted), counted, total / counted)
+    return _estimate(sums, counts)
+
+
+def _estimate(sums: Sequence[float], counts: Sequence[int]) -> Perplexity:
+    """From each block's sum of negative log-likelihoods and number of predicted tokens."""
+    tokens, blocks = sum(counts), len(counts)
+    nll = math.fsum(sums) / tokens
+    if blocks == 1:
+        return Perplexity(_exp(nll), tokens, nll)
+    pairs = zip(sums, counts, strict=True)
+    interval = student_interval([nll + (one - nll * n) * blocks / tokens for one, n in pairs])
+    low, high = _exp(max(0.0, interval.low)), _exp(interval.high)
+    if math.isinf(high):
+        return Perplexity(_exp(nll), tokens, nll)
+    return Perplexity(_exp(nll), tokens, nll, low, high)
 
 
 def _losses(model: PreTrainedModel, ids: Tensor) -> Tensor:

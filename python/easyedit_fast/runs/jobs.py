@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from easyedit_fast.evaluation import Evaluator, merge
+from easyedit_fast.evaluation import Evaluator, join
+from easyedit_fast.failures import Failures
 from easyedit_fast.files import digest
 from easyedit_fast.ledger import applied_edit_ids
 from easyedit_fast.models.architectures import architecture_of
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from easyedit_fast.editor import Editor
-    from easyedit_fast.edits import Edit
+    from easyedit_fast.evaluation import Perplexity
+    from easyedit_fast.evaluation.isolation import Updates
     from easyedit_fast.failures import OnError
     from easyedit_fast.methods import Progress
     from easyedit_fast.models.architectures import Architecture
     from easyedit_fast.requests import EditRequest
+    from easyedit_fast.runs.perplexity_text import PerplexityText
+    from easyedit_fast.runs.saved_edits import SavedEdits
     from easyedit_fast.sequence import Batch
 
 
@@ -36,6 +40,8 @@ class EditJob:
         batch_size: Records that are edited together, and written together.
         evaluate: Score each record before and after.
         generate: Score greedy generations too.
+        fluency: Measure the n-gram entropy of a generated text too.
+        text: Measure the perplexity of the first edited models on this text.
         save: Folder for the edits, ``edit-00012.safetensors`` for record 12; made if need be.
         on_error: As in `Editor.edit`.
     """
@@ -44,6 +50,8 @@ class EditJob:
     batch_size: int | Literal["auto"] = "auto"
     evaluate: bool = True
     generate: bool = True
+    fluency: bool = False
+    text: PerplexityText | None = None
     save: Path | None = None
     on_error: OnError = "raise"
 
@@ -69,6 +77,8 @@ class EditJob:
                 "batch_size": self.batch_size,
                 "evaluate": self.evaluate,
                 "generate": self.generate,
+                "fluency": self.fluency,
+                "text": None if self.text is None else self.text.description(),
                 "save": None if self.save is None else str(self.save),
             },
             "versions": installed_versions(),
@@ -94,15 +104,24 @@ class EditJob:
             on_error=self.on_error,
             evaluate=self.evaluate,
             generate=self.generate,
+            fluency=self.fluency,
             progress=progress,
         )
+        scored = result.metrics
+        if self.text is not None:
+            own = {
+                place: edit.updates
+                for place, edit in zip(result.finished, result.edits, strict=True)
+            }
+            with result.timings.phase("perplexity"):
+                scored = self.text.of_each(self.editor, scored, own, first=batch.first)
         lines: list[dict[str, Any]] = [{} for _ in numbers]
         for place, error in result.failures.items():
             lines[place]["error"] = str(error.at(numbers[place]))
         for place, edit in zip(result.finished, result.edits, strict=True):
             told = result.details[place]["layers"]
             if self.evaluate:
-                lines[place]["metrics"] = {**result.metrics[place], "case_id": numbers[place]}
+                lines[place]["metrics"] = {**scored[place], "case_id": numbers[place]}
             lines[place]["steps"] = {layer: of_layer["steps"] for layer, of_layer in told.items()}
             if self.save is not None:
                 self.save.mkdir(parents=True, exist_ok=True)
@@ -113,35 +132,53 @@ class EditJob:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreJob:
-    """Each record is scored on the model as it is, and with one edit applied.
+    """Each record is scored on the model as it is, and on an edited one.
 
     Attributes:
-        evaluator: Has the model and its tokenizer.
-        edit: The edit, or None: the model is scored as it is, and ``post`` is missing.
+        evaluator: Has the model and its tokenizer; the model stays as it is.
+        edits: Saved edits; None: ``post`` is missing.
         generate: Score greedy generations too.
+        fluency: Measure the n-gram entropy of a generated text too.
+        text: Measure the perplexity on this text: of the first edited models where each record has
+            its own, else see `perplexity`.
         batch_size: Records that are scored together, and written together.
+        on_error: As in `Editor.edit`; a record fails also where it has no saved edit of its own.
     """
 
     evaluator: Evaluator
-    edit: Edit | None = None
+    edits: SavedEdits | None = None
     generate: bool = True
+    fluency: bool = False
+    text: PerplexityText | None = None
     batch_size: int = 32
+    on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        """Refuses edits of another model."""
+        if self.edits is not None:
+            self.edits.require_model(self.evaluator.model)
 
     def about(self) -> dict[str, Any]:
         """The model's name."""
         return {"model": str(getattr(self.evaluator.model, "name_or_path", ""))}
 
     def settings(self) -> dict[str, Any]:
-        """The edit's id."""
-        return {"edit": None if self.edit is None else self.edit.id}
+        """Where the edits are from, and how many there are."""
+        return {"edit": None} if self.edits is None else self.edits.settings()
 
     def description(self) -> dict[str, Any]:
-        """Model, edit, options and versions."""
+        """Model, edits, options and versions."""
         model = self.evaluator.model
         return {
             "model": _identity(model, architecture_of(model)),
             "settings": self.settings(),
-            "options": {"generate": self.generate, "batch_size": self.batch_size},
+            "edits": None if self.edits is None else self.edits.digest(),
+            "options": {
+                "generate": self.generate,
+                "fluency": self.fluency,
+                "text": None if self.text is None else self.text.description(),
+                "batch_size": self.batch_size,
+            },
             "versions": installed_versions(),
         }
 
@@ -152,22 +189,54 @@ class ScoreJob:
     def work(
         self, batch: Batch, numbers: Sequence[int], progress: Progress
     ) -> tuple[list[dict[str, Any]], Timings]:
-        """``metrics`` of each record."""
-        timings = Timings()
-        requests = batch.requests
+        """``metrics`` of each record, or the ``error`` of one that failed."""
+        timings, failures = Timings(), Failures(self.on_error)
+        own = None if self.edits is None else self.edits.of_each(batch.requests, failures)
         with timings.phase("evaluate before"):
-            pre = self.evaluator.score(requests, generate=self.generate)
-        if self.edit is None:
-            metrics = [{"pre": scores} for scores in pre]
-        else:
-            with self.edit.applied(self.evaluator.model), timings.phase("evaluate after"):
-                post = self.evaluator.score(requests, generate=self.generate)
-            metrics = merge(requests, pre, post)
-        progress(len(requests), len(requests))
+            pre = self._score_before(batch.requests, failures)
+        metrics: list[dict[str, Any]] = [{"pre": pre.get(place)} for place in range(len(numbers))]
+        if self.edits is not None:
+            updates = None if own is None else [own[place] for place in pre]
+            with self.edits.applied(self.evaluator.model), timings.phase("evaluate after"):
+                post = self._score(failures.others(batch.requests), updates)
+            metrics = join(batch.requests, pre, post, failures)
+        if self.text is not None and own is not None:
+            with timings.phase("perplexity"):
+                measured = {place: own[place] for place in pre}
+                metrics = self.text.of_each(self.evaluator, metrics, measured, first=batch.first)
+        progress(len(numbers), len(numbers))
         return [
-            {"metrics": {**entry, "case_id": number}}
-            for number, entry in zip(numbers, metrics, strict=True)
+            {"error": str(failures[place].at(number))}
+            if place in failures
+            else {"metrics": {**entry, "case_id": number}}
+            for place, (number, entry) in enumerate(zip(numbers, metrics, strict=True))
         ], timings
+
+    def perplexity(self) -> dict[str, Perplexity]:
+        """The perplexity of the one model of all records, ``before`` and ``after`` the edits."""
+        if self.text is None or (self.edits is not None and self.edits.isolated):
+            return {}
+        measured = {"before": self.text.measure(self.evaluator)}
+        if self.edits is not None:
+            with self.edits.applied(self.evaluator.model):
+                measured["after"] = self.text.measure(self.evaluator)
+        return measured
+
+    def _score_before(
+        self, requests: Sequence[EditRequest], failures: Failures
+    ) -> dict[int, dict[str, Any]]:
+        """Scores by place; a request with a prompt that does not fit the model fails."""
+        while True:
+            places = failures.among(range(len(requests)))
+            with failures.catching(places):
+                return dict(zip(places, self._score(failures.others(requests)), strict=True))
+
+    def _score(
+        self, requests: Sequence[EditRequest], updates: Sequence[Updates] | None = None
+    ) -> list[dict[str, Any]]:
+        return self.evaluator.score(
+            requests, updates=updates, generate=self.generate, fluency=self.fluency
+        )
 
 
 def _identity(model: PreTrainedModel, architecture: Architecture) -> dict[str, Any]:

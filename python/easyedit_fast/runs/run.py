@@ -137,7 +137,7 @@ def run_records(
                 else:
                     results.append(made)
     metrics = [line["metrics"] for line in lines if "metrics" in line]
-    return Run(lines, summarise(metrics), _sum_of_seconds(lines), done, job.settings())
+    return Run(lines, summarise(metrics), sum_of_seconds(lines), done, job.settings())
 
 
 @contextlib.contextmanager
@@ -198,7 +198,13 @@ def _do_batch(
     ]
 
 
-def _sum_of_seconds(lines: Sequence[dict[str, Any]]) -> Timings:
+def errors_of(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """The errors of the records that failed."""
+    return [line["error"] for line in lines if "error" in line]
+
+
+def sum_of_seconds(lines: Sequence[dict[str, Any]]) -> Timings:
+    """The seconds of the lines of a results file, by phase."""
     total = Timings()
     for line in lines:
         for phase, seconds in line["timings"]["seconds"].items():
