@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from easyedit_fast.models.tail import Tail
+from easyedit_fast.timings import each, span
 
 _GROUP_COST = {"cpu": 48}
 _OTHER_GROUP_COST = 4096
@@ -81,6 +82,17 @@ class Group:
     read_rows: Tensor
     read_columns: Tensor
 
+    def shape(self) -> dict[str, int]:
+        """Edited layer, rows, their tokens without pads, width with pads, columns of the prefix."""
+        rows, width = self.tail.cut.tail_columns.shape
+        return {
+            "layer": self.tail.layer,
+            "rows": rows,
+            "tokens": int(self.tail.cut.lengths.sum()),
+            "width": width,
+            "prefix": self.tail.cut.prefix_columns.shape[1],
+        }
+
 
 class RaggedTail:
     """A tail in groups, and what is read of it.
@@ -118,9 +130,10 @@ class RaggedTail:
         """
         hidden = [
             group.tail.hidden_states(delta[group.rows], group.read_rows, group.read_columns)
-            for group in self.groups
+            for group in each("group", self.groups, Group.shape)
         ]
-        return self._tail.head(torch.cat(hidden)[self._order.to(hidden[0].device)])
+        with span("head", places=len(self._order)):
+            return self._tail.head(torch.cat(hidden)[self._order.to(hidden[0].device)])
 
 
 def _group(tail: Tail, group: Sequence[int], rows: Tensor, columns: Tensor) -> Group:

@@ -28,6 +28,7 @@ from easyedit_fast.rome.adam import Adam
 from easyedit_fast.rome.descent import NormalisedDescent
 from easyedit_fast.rome.hparams import ROMEHyperParams
 from easyedit_fast.rome.rows import Rows
+from easyedit_fast.timings import each, spanned
 
 _STEPS_BETWEEN_LOOKS = 4
 """Steps on a GPU between two looks at who has ended; a look waits for the device."""
@@ -66,7 +67,7 @@ def optimise_values(
     )
     batch = _Batch.whole(tail, rows, initial_values, hparams)
     looks = 1 if initial_values.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
-    for step in range(hparams.v_num_grad_steps):
+    for step in each("step", range(hparams.v_num_grad_steps)):
         terms, least = batch.losses()
         found.losses[step, batch.members] = terms.detach() * batch.running[:, None]
         found.steps[batch.members] += batch.running
@@ -176,6 +177,7 @@ class _Batch:
             hparams=hparams,
         )
 
+    @spanned("forward", lambda batch: {"requests": len(batch.members)})
     def losses(self) -> tuple[Tensor, Tensor]:
         """The loss of each request, and how sure the model is of its target.
 
@@ -202,6 +204,7 @@ class _Batch:
         )
         return torch.stack([nll + kl + decay, nll, kl, decay], dim=1), least
 
+    @spanned("backward")
     def step(self, total: Tensor) -> None:
         """One step of the optimiser for those that run, then the projection into the ball."""
         (gradient,) = torch.autograd.grad(total.sum(), self.delta)
