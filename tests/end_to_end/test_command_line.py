@@ -196,7 +196,7 @@ def test_doctor_says_what_is_there(run: Any) -> None:
 
 
 def test_every_command_helps_with_an_example(run: Any) -> None:
-    for command in ("edit", "apply", "export", "stats", "demo", "doctor"):
+    for command in ("edit", "apply", "export", "stats", "sweep", "profile", "demo", "doctor"):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"Example: easyedit-fast {command}" in out

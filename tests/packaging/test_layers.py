@@ -11,14 +11,14 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "easyedit_fast"
 # the same order.
 LEVELS = (
     {"errors"},
-    {"failures", "files", "hparams", "requests", "timings", "version"},
+    {"failures", "files", "hparams", "plots", "requests", "timings", "version"},
     {"kernels", "models", "result_files", "sequence", "updates"},
     {"data", "edit_files", "ledger", "metrics"},
     {"edits", "moments", "training"},
     {"evaluation", "mend", "results", "rome", "serac"},
     {"methods"},
     {"editor"},
-    {"runs", "sweeps"},
+    {"profiling", "runs", "sweeps"},
     {"cli", "easyeditor", "serving"},
     {"__main__"},
 )

@@ -27,7 +27,7 @@ def counted_and_computed(model: PreTrainedModel, layer: int) -> tuple[list[int],
     mask = (torch.arange(30) < LENGTHS[:, None]).long()
     tail = Tail.capture(model, architecture, layer, ids, mask, STARTS)
     rows, columns = torch.tensor([0, 0, 1, 3]), torch.tensor([25, 29, 11, 28])
-    ragged = RaggedTail(tail, rows, columns, group_cost=20)
+    ragged = RaggedTail(tail, rows, columns, cost=20)
     delta = torch.zeros_like(tail.value).requires_grad_()
     ragged.logits(delta)  # the first call also notes how the blocks are called
     with frozen(model):

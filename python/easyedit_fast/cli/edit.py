@@ -15,7 +15,13 @@ from easyedit_fast.cli.destinations import (
     require_new_folder,
     require_results_path,
 )
-from easyedit_fast.cli.given import batch_size_of, editor_of, overrides_of, records_of
+from easyedit_fast.cli.given import (
+    batch_size_of,
+    editor_of,
+    overrides_of,
+    records_unless_single,
+    single_request,
+)
 from easyedit_fast.cli.output import (
     edit_progress,
     print_json,
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from easyedit_fast.editor import Editor
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.results import EditResult
-    from easyedit_fast.runs import Records, Run
+    from easyedit_fast.runs import Run
 
 _ROWS_SHOWN = 10
 
@@ -38,26 +44,14 @@ _ROWS_SHOWN = 10
 def edit(
     model: options.ModelOrFromHparams = None,
     method: options.Method = "rome",
-    prompt: Annotated[
-        Optional[str],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
-        typer.Option(help="Prompt of one edit; holds the subject, or '{}' in its place."),
-    ] = None,
-    subject: Annotated[Optional[str], typer.Option(help="Subject of the edit.")] = None,  # noqa: UP045
-    target: Annotated[Optional[str], typer.Option(help="New answer to the prompt.")] = None,  # noqa: UP045
-    file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Many edits: requests (JSON, JSONL), CounterFact or zsRE."),
-    ] = None,
+    prompt: options.Prompt = None,
+    subject: options.Subject = None,
+    target: options.Target = None,
+    file: options.File = None,
     limit: options.Limit = None,
     offset: options.Offset = 0,
     skip_bad: options.SkipBad = False,
-    isolated: Annotated[
-        bool,
-        typer.Option(
-            "--isolated/--together",
-            help="Each edit in its own copy of the model, or all in one model.",
-        ),
-    ] = False,
+    isolated: options.Isolated = False,
     sequential: options.Sequential = None,
     batch_size: options.BatchSize = "auto",
     hparams: options.Hparams = None,
@@ -68,7 +62,7 @@ def edit(
     dtype: options.Dtype = None,
     evaluate: Annotated[bool, typer.Option(help="Score before and after the edit.")] = True,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[Path],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
         typer.Option(
             help="Write the results of --isolated edits to this file as they come, a JSON line "
             "a record; the same command goes on with it after it was ended."
@@ -104,8 +98,8 @@ def edit(
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite is for the results; name their file with --out")
     single = {"--prompt": prompt, "--subject": subject, "--target": target}
-    records = _records(single, file, limit=limit, offset=offset, skip_bad=skip_bad)
-    requests = [_request(single)] if records is None else records.requests
+    records = records_unless_single(single, file, limit=limit, offset=offset, skip_bad=skip_bad)
+    requests = [single_request(single)] if records is None else records.requests
     several = len(requests) > 1 and (isolated or sequential is not None)
     if out is None:
         (require_new_folder if several else require_file_path)(save, "--save")
@@ -142,25 +136,6 @@ def edit(
     else:
         _print(result)
         _print_saved(saved)
-
-
-def _records(single: dict[str, str | None], file: Path | None, **part: Any) -> Records | None:
-    """The records of the file, or None where a single edit is given in place of it."""
-    if file is not None:
-        if any(value is not None for value in single.values()):
-            raise typer.BadParameter("give either --file, or --prompt, --subject and --target")
-        return records_of(file, **part)
-    missing = [name for name, value in single.items() if value is None]
-    if missing:
-        raise typer.BadParameter(f"{', '.join(missing)} missing; or give a --file of requests")
-    return None
-
-
-def _request(single: dict[str, str | None]) -> EditRequest:
-    from easyedit_fast.requests import EditRequest
-
-    prompt, subject, target = map(str, single.values())
-    return EditRequest(prompt=prompt, subject=subject, target_new=target)
 
 
 def _edit(

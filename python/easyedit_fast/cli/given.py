@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from easyedit_fast.errors import HparamsError
 
 if TYPE_CHECKING:
     from easyedit_fast.editor import Editor
+    from easyedit_fast.requests import EditRequest
     from easyedit_fast.runs import Records
 
 
@@ -29,6 +31,38 @@ def records_of(file: Path, *, limit: int | None, offset: int, skip_bad: bool) ->
     for error in records.requests.skipped:
         print_warning(f"left out: {error}")
     return records
+
+
+def records_unless_single(
+    single: Mapping[str, str | None], file: Path | None, **part: Any
+) -> Records | None:
+    """The records of ``--file``, or None where a single edit is given in place of it.
+
+    Args:
+        single: ``--prompt``, ``--subject`` and ``--target``.
+        file: ``--file``.
+        **part: As `records_of` takes them.
+
+    Raises:
+        typer.BadParameter: Both are given, or a part of a single edit is missing.
+        RequestError: As `records_of`.
+    """
+    if file is not None:
+        if any(value is not None for value in single.values()):
+            raise typer.BadParameter("give either --file, or --prompt, --subject and --target")
+        return records_of(file, **part)
+    missing = [name for name, value in single.items() if value is None]
+    if missing:
+        raise typer.BadParameter(f"{', '.join(missing)} missing; or give a --file of requests")
+    return None
+
+
+def single_request(single: Mapping[str, str | None]) -> EditRequest:
+    """The edit of ``--prompt``, ``--subject`` and ``--target``, all of which are given."""
+    from easyedit_fast.requests import EditRequest
+
+    prompt, subject, target = map(str, single.values())
+    return EditRequest(prompt=prompt, subject=subject, target_new=target)
 
 
 def overrides_of(layers: str | None, second_moment: Path | None) -> dict[str, Any]:

@@ -23,6 +23,23 @@ ModelOrFromHparams = Annotated[
     ),
 ]
 Method = Annotated[str, typer.Option(help="Editing method: 'rome'.")]
+Prompt = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Prompt of one edit; holds the subject, or '{}' in its place."),
+]
+Subject = Annotated[Optional[str], typer.Option(help="Subject of the edit.")]  # noqa: UP045
+Target = Annotated[Optional[str], typer.Option(help="New answer to the prompt.")]  # noqa: UP045
+File = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Many edits: requests (JSON, JSONL), CounterFact or zsRE."),
+]
+Isolated = Annotated[
+    bool,
+    typer.Option(
+        "--isolated/--together",
+        help="Each edit in its own copy of the model, or all in one model.",
+    ),
+]
 Limit = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--limit", "-n", min=1, help="Records of the file at most."),

@@ -61,10 +61,14 @@ def print_line(text: str) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a table; numbers are aligned on the right, runs of white space are one space."""
+    """Prints a table; numbers are aligned on the right, runs of white space are one space.
+
+    A blank among numbers is the empty text.
+    """
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for place, column in enumerate(columns):
-        numeric = all(isinstance(row[place], int | float) for row in rows) and rows
+        cells = [row[place] for row in rows if row[place] != ""]
+        numeric = cells and all(isinstance(cell, int | float) for cell in cells)
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))

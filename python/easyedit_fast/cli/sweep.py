@@ -82,7 +82,7 @@ def sweep(
     """
     require_folder_path(out, "--out")
     if plot:
-        from easyedit_fast.sweeps.plot import require_matplotlib
+        from easyedit_fast.plots import require_matplotlib
 
         require_matplotlib()
     corpus = _corpus([*(text or []), *(more_text or [])])

@@ -5,29 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyedit_fast.errors import MissingPackageError
 from easyedit_fast.files import replacing
-from easyedit_fast.profiling.results import OUTSIDE, WHOLE, BatchSize, Phase, Profile, Steps
+from easyedit_fast.plots import require_matplotlib
+from easyedit_fast.profiling.results import WHOLE, BatchSize, Profile, Steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
-_BLUE, _ORANGE, _GREEN, _RED, _SKY, _PINK, _YELLOW = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442",
-)  # fmt: skip
-_GREY = "#9A9A9A"
+# Okabe and Ito's palette, and lighter shades of it: told apart by colour-blind readers.
+_BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+_LIGHT_BLUE, _LIGHT_GREEN, _PINK, _YELLOW = "#8CC4E3", "#7CC8B1", "#CC79A7", "#F0E442"
+_BLACK, _GREY = "#000000", "#9A9A9A"
 _PHASE_COLOURS = {
-    "evaluate before": _SKY,
+    "evaluate before": _LIGHT_GREEN,
     "templates": _YELLOW,
     "tokenise": _PINK,
     "trunk": _ORANGE,
     "optimise": _BLUE,
     "solve": _RED,
-    "update": "#000000",
+    "update": _BLACK,
     "evaluate after": _GREEN,
 }
+_DARK = (_BLUE, _GREEN, _RED, _BLACK)  # a label on these is white
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -44,6 +44,7 @@ _STYLE: Any = {
 }
 _DPI = 200
 _LABELLED_SHARE = 0.08  # of the bar: below it a label has no room
+_HALF_BAR = 0.4
 _MIB = 2**20
 
 
@@ -56,12 +57,9 @@ def save_charts(profile: Profile, folder: Path) -> dict[str, Path]:
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingPackageError(
-            "the charts need the package 'matplotlib'; pip install \"easyedit-fast[plots]\""
-        ) from error
+    require_matplotlib()
+    import matplotlib as mpl
+
     paths = {}
     with mpl.rc_context(_STYLE):
         paths["phases"] = _save(_phases_figure(profile), folder / "phases.png")
@@ -79,9 +77,11 @@ def _save(figure: Figure, path: Path) -> Path:
 
 def _phases_figure(profile: Profile) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with_steps = profile.steps is not None
-    figure = Figure(figsize=(8, 5.2 if with_steps else 2.4), layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.12)
+    figure = Figure(figsize=(8, 5.6 if with_steps else 2.4), layout=layout)
     parts = figure.subplots(
         2 if with_steps else 1, height_ratios=(1, 2.2) if with_steps else None, squeeze=False
     )
@@ -98,30 +98,31 @@ def _draw_phases(axes: Axes, profile: Profile) -> None:
     whole = profile.phases[-1].seconds.mean
     left = 0.0
     for phase in parts:
-        seconds = max(phase.seconds.mean, 0.0)
-        axes.barh(0, seconds, left=left, color=_colour(phase), label=_phase_label(phase))
+        seconds, colour = max(phase.seconds.mean, 0.0), _PHASE_COLOURS.get(phase.name, _GREY)
+        label = f"{phase.name}, {_duration(phase.seconds.mean)}"
+        axes.barh(0, seconds, left=left, color=colour, label=label)
         if phase.share >= _LABELLED_SHARE:
             axes.text(
                 left + seconds / 2, 0, f"{phase.name}\n{phase.share:.0%}",
-                ha="center", va="center", color="white", fontsize=8,
+                ha="center", va="center", color="white" if colour in _DARK else "black", fontsize=8,
             )  # fmt: skip
         left += seconds
     requests = profile.settings["requests"]
-    axes.set_title(f"One edit of {requests} request{'s' if requests > 1 else ''}, phase by phase")
+    axes.set_title(f"One edit of {requests} request{'s' * (requests > 1)}, phase by phase")
     axes.set_xlabel("seconds (mean of the repeats)")
     axes.set_xlim(0, whole)
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55), ncols=3, fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.5), ncols=3, fontsize=8)
 
 
-def _colour(phase: Phase) -> str:
-    return _PHASE_COLOURS.get(phase.name, _GREY)
-
-
-def _phase_label(phase: Phase) -> str:
-    return f"{phase.name}  {phase.seconds.mean:.3g} s" if phase.name != OUTSIDE else OUTSIDE
+def _duration(seconds: float) -> str:
+    """Seconds, milliseconds or microseconds, whichever gives a number of some digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.0f} µs"
 
 
 def _draw_steps(axes: Axes, steps: Steps) -> None:
@@ -134,13 +135,15 @@ def _draw_steps(axes: Axes, steps: Steps) -> None:
     rest = [step.seconds - step.forward - step.backward for step in steps.each]
     both = [one + other for one, other in zip(forward, backward, strict=True)]
     axes.bar(numbers, forward, color=_BLUE, label="forward")
-    axes.bar(numbers, backward, bottom=forward, color=_SKY, label="backward and optimiser")
+    axes.bar(numbers, backward, bottom=forward, color=_LIGHT_BLUE, label="backward and optimiser")
     axes.bar(numbers, rest, bottom=both, color=_GREY, label="the rest")
-    axes.step(
-        numbers, [step.needed / steps.reachable for step in steps.each],
-        where="mid", color=_RED, linewidth=1.5,
-        label=f"floor: its operations at {steps.reachable / 1e9:,.0f} GFLOP/s",
-    )  # fmt: skip
+    axes.hlines(
+        [step.needed / steps.reachable for step in steps.each],
+        [number - _HALF_BAR for number in numbers],
+        [number + _HALF_BAR for number in numbers],
+        color=_RED,
+        label=f"floor: no pads, at a matmul's {steps.reachable / 1e9:,.0f} GFLOP/s",
+    )
     axes.set_title(
         f"Its optimisation steps: {steps.operations / 1e9:.1f} GFLOP each in the mean, "
         f"at {steps.rate / 1e9:,.0f} GFLOP/s"
@@ -149,11 +152,12 @@ def _draw_steps(axes: Axes, steps: Steps) -> None:
     axes.set_ylabel("seconds")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=False, axis="x")
-    axes.legend(loc="upper right", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4, fontsize=8)
 
 
 def _batch_sizes_figure(profile: Profile) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     rows = profile.batches
     known = all(row.peak_memory is not None for row in rows)
@@ -167,14 +171,15 @@ def _batch_sizes_figure(profile: Profile) -> Figure:
         axes.set_xlabel("requests a batch")
         axes.set_xscale("log", base=2)
         axes.set_xticks([row.batch_size for row in rows], [str(row.batch_size) for row in rows])
-        axes.minorticks_off()
-    figure.supxlabel(
-        f"editing without evaluation; {_caption(profile)}", fontsize=7, color="#555555"
-    )
+        axes.xaxis.set_minor_locator(NullLocator())
+    caption = f"editing without evaluation; {_caption(profile)}"
+    figure.supxlabel(caption, fontsize=7, color="#555555")
     return figure
 
 
 def _draw_latency(axes: Axes, rows: list[BatchSize]) -> None:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
     sizes = [row.batch_size for row in rows]
     axes.fill_between(
         sizes, [row.seconds.p50 for row in rows], [row.seconds.p90 for row in rows],
@@ -185,6 +190,10 @@ def _draw_latency(axes: Axes, rows: list[BatchSize]) -> None:
         sizes, [row.seconds_per_edit for row in rows], "s--", color=_RED, label="an edit (mean)"
     )
     axes.set_yscale("log")
+    # A range of less than a decade would have one tick or none.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_title("Latency")
     axes.set_ylabel("seconds")
     axes.legend(fontsize=8)
@@ -212,7 +221,8 @@ def _draw_memory(axes: Axes, rows: list[BatchSize]) -> None:
 
 def _caption(profile: Profile) -> str:
     given: dict[str, Any] = profile.settings
-    threads = f", {given['threads']} threads" if given["device"] == "cpu" else ""
+    number = given["threads"]
+    threads = f", {number} thread{'s' * (number > 1)}" if given["device"] == "cpu" else ""
     return (
         f"{given['method']} on {given['model']}, {given['device']}{threads}, {given['dtype']}, "
         f"{given['hyperparameters']}, {given['repeats']} repeats"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easyedit_fast.errors import RequestError
+from easyedit_fast.models.memory import BatchSize as BatchSizeOrAuto
 from easyedit_fast.profiling.devices import Devices, PeakRecorder
 from easyedit_fast.profiling.results import (
     OUTSIDE,
@@ -136,6 +137,7 @@ class _Runner:
         requests: Sequence[EditRequest],
         recorder: Recorder | None = None,
         *,
+        batch_size: BatchSizeOrAuto = "auto",
         evaluate: bool = False,
     ) -> _Run:
         """One edit; its spans are noted where there is a recorder."""
@@ -143,7 +145,9 @@ class _Runner:
         with spans, contextlib.ExitStack() as reverted_at_the_end:
             self.devices.settle()
             start = time.perf_counter()
-            editing = self.editor.editing(requests, isolated=self.isolated, evaluate=evaluate)
+            editing = self.editor.editing(
+                requests, isolated=self.isolated, batch_size=batch_size, evaluate=evaluate
+            )
             result = reverted_at_the_end.enter_context(editing)
             self.devices.settle()
             seconds = time.perf_counter() - start
@@ -171,9 +175,9 @@ def _batch_size(
     runner: _Runner, requests: Sequence[EditRequest], size: int, repeats: int
 ) -> BatchSize:
     """Batches of one size; the first is measured for its memory and does not count."""
-    memory = runner.run(requests[:size], PeakRecorder(runner.devices))
+    memory = runner.run(requests[:size], PeakRecorder(runner.devices), batch_size=size)
     runs = [
-        runner.run(requests[first : first + size])
+        runner.run(requests[first : first + size], batch_size=size)
         for _ in range(_passes(len(requests), size, repeats))
         for first in range(0, len(requests) - size + 1, size)
     ]

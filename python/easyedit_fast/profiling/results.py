@@ -14,7 +14,7 @@ from easyedit_fast.files import write_whole
 from easyedit_fast.profiling.trace import chrome_trace
 from easyedit_fast.timings import Span
 
-OUTSIDE = "outside the phases"
+OUTSIDE = "other"
 WHOLE = "whole edit"
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyedit_fast.errors import MissingPackageError
 from easyedit_fast.metrics import Estimate
+from easyedit_fast.plots import require_matplotlib
 from easyedit_fast.sweeps.rows import GENERATED, MODES, SECTIONS, Mode, SweepRow
 
 if TYPE_CHECKING:
@@ -30,18 +29,6 @@ _LABELS: Mapping[Mode, str] = {"full": "full (second moment C)", "simplified": "
 _TITLES = {"rewrite": "success (rewrite)"}
 _WIDTH, _HEIGHT, _DPI = 2.9, 2.5, 200
 _TICKS = 12
-
-
-def require_matplotlib() -> None:
-    """Says how to get matplotlib where it is not there.
-
-    Raises:
-        MissingPackageError: It is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackageError(
-            'a plot needs matplotlib; run: pip install "easyedit-fast[plots]"'
-        )
 
 
 def plot_rows(
