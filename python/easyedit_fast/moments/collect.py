@@ -199,6 +199,7 @@ def summed_over_ranks(sums: Sums) -> Sums:
 def moments_of(sums: Sums, source: str) -> Iterator[tuple[int, SecondMoment]]:
     """Layer and C, one after the other: all at once would take the memory of `sums` again."""
     for layer, total in sums.totals.items():
-        lower = total.tril()
-        matrix = (lower + lower.tril(-1).T) / sums.tokens
-        yield layer, SecondMoment(matrix.cpu(), sums.tokens, source)
+        index = torch.arange(len(total), device=total.device)
+        # A transposed copy first: several times faster than reading column by column.
+        matrix = torch.where(index[:, None] < index, total.T.contiguous(), total)
+        yield layer, SecondMoment(matrix.div_(sums.tokens).cpu(), sums.tokens, source)
