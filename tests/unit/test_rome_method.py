@@ -85,7 +85,7 @@ def test_what_is_not_used_is_said(
 
 
 def test_an_infinite_condition_is_null(demo_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.linalg, "cond", lambda _: torch.tensor(float("inf")))
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: torch.linspace(0, 1, len(matrix)))
     rome = make(demo_model, v_num_grad_steps=1)
     other = EditRequest("Lima lies in the land of {} and", "Peru", "Rome")
     computed = rome.compute([REQUEST, other], isolated=False, timings=Timings())

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 
 import torch
 
@@ -85,7 +86,7 @@ def solve_update(
     directions = directions / rows[:, None]
     system = system / rows[:, None] / columns
     system.diagonal()[len(bare) :].mul_(1 + BARE_DAMPING)
-    condition = float(torch.linalg.cond(system)) if len(system) > 1 else 1.0
+    condition = _condition(system, consistent)
     if condition > ILL_CONDITIONED:
         _warn_ill_conditioned(len(bare), condition)
         solved = torch.linalg.pinv(system, rtol=1.0 / ILL_CONDITIONED) @ directions
@@ -100,6 +101,16 @@ def solve_update(
             raise
         raise error.at(0) from error
     return ClosedForm(update, condition)
+
+
+def _condition(system: torch.Tensor, symmetric: bool) -> float:
+    """Condition number of ``system [m, m]``; infinity where it is singular."""
+    if len(system) == 1:
+        return 1.0
+    if not symmetric:
+        return float(torch.linalg.cond(system))
+    least, *_, largest = torch.linalg.eigvalsh(system).tolist()  # ascending
+    return largest / least if least > 0 else math.inf
 
 
 def _warn_ill_conditioned(requests: int, condition: float) -> None:
