@@ -154,6 +154,8 @@ struct alignas(64) TileConfig {
 EASYEDIT_FAST_FOR_AMX_BF16 void multiply_amx(int64_t steps, const void* a, const void* b, int64_t panel_words, int,
                                              float* tile) {
   const TileConfig config;
+  // Compilers take the instruction below to read less of it than it does.
+  __asm__ volatile("" ::"r"(&config) : "memory");
   _tile_loadconfig(&config);
   _tile_zero(0);
   _tile_zero(1);

@@ -134,14 +134,20 @@ def test_a_record_that_fails_is_left_out_by_name(
     code, text, err = run(*arguments, "--skip-bad", "--json")
     assert code == 0
     assert err.count("left out: record 1, field 'prompt': ") == 1
-    assert json.loads(text)["summary"]["post"]["rewrite_acc"]["count"] == 1
-    assert [path.name for path in (tmp_path / "edits").iterdir()] == [
-        "edit-00002.safetensors" if to_file else "edit-00001.safetensors"
-    ]
+    report = json.loads(text)
+    assert report["summary"]["post"]["rewrite_acc"]["count"] == 1
+    assert [text[:8] for text in report["failures"].values()] == ["record 1"]
+    assert list(report["failures"]) == ["1"]
+    assert [path.name for path in (tmp_path / "edits").iterdir()] == ["edit-00002.safetensors"]
     if to_file:
         failed, finished = map(json.loads, out.read_text().splitlines())
         assert (failed["case_id"], set(failed)) == (1, {"case_id", "error", "timings"})
         assert finished["metrics"]["case_id"] == 2
+    else:
+        assert report["metrics"][0]["error"] == report["failures"]["1"]
+    code, text, err = run(*arguments[:7], "--limit", "1", "--skip-bad", "--save", tmp_path / "no")
+    assert (code, text) == (2, "")
+    assert not (tmp_path / "no").exists()
 
 
 def test_progress_counts_requests(demo_model: Any) -> None:

@@ -26,12 +26,13 @@ def caught(function: Any) -> Exception:
     return error.value
 
 
-def chained(suppressed: bool) -> None:
+def chained(raised_from: bool) -> None:
     try:
         torch.empty(TOO_MUCH)
-    except RuntimeError:
-        if suppressed:
-            raise KeyError("other") from None
+    except RuntimeError as error:
+        if raised_from:
+            raise KeyError("other") from error
+        # A second try that fails for a reason of its own.
         raise KeyError("other")  # noqa: B904
 
 
@@ -41,8 +42,8 @@ def chained(suppressed: bool) -> None:
         (lambda: torch.empty(TOO_MUCH), True),
         (lambda: np.empty(TOO_MUCH), True),
         (lambda: bytearray(TOO_MUCH * 1000), True),
-        (lambda: chained(suppressed=False), True),
-        (lambda: chained(suppressed=True), False),
+        (lambda: chained(raised_from=True), True),
+        (lambda: chained(raised_from=False), False),
         (lambda: torch.ones(2) @ torch.ones(3), False),
         (lambda: open("/no/such/file"), False),  # noqa: PTH123, SIM115
     ],

@@ -275,12 +275,14 @@ def test_the_first_models_alone_are_measured(tiny: Evaluator, text: PerplexityTe
     empty: list[dict[str, Any]] = [{"pre": {}, "post": {}} for _ in edits]
     first = MEASURED_MODELS - 1
     own = {place: edit.updates for place, edit in enumerate(edits)}
-    added = text.of_each(tiny, empty, own, first=first)
+    added = text.of_each(tiny, empty, own, first=first, on_error="raise")
     assert ["perplexity" in one["post"] for one in added] == [True, False]
-    assert text.of_each(tiny, empty, own, first=MEASURED_MODELS + 5) == empty
+    assert text.of_each(tiny, empty, own, first=MEASURED_MODELS + 5, on_error="raise") == empty
     edits[1].updates[WEIGHT].output_factor.fill_(torch.inf)
     with pytest.raises(NonFiniteError, match="record 1: the model predicts NaN or infinity"):
-        text.of_each(tiny, empty, own, first=0)
+        text.of_each(tiny, empty, own, first=0, on_error="raise")
+    added = text.of_each(tiny, empty, own, first=0, on_error="skip")
+    assert ["perplexity" in one["post"] for one in added] == [True, False]
     with torch.no_grad():
         tiny.model.get_output_embeddings().weight.mul_(1e6)
     with pytest.raises(NonFiniteError, match="the perplexity is infinite"):
@@ -297,7 +299,9 @@ def test_edits_that_do_not_fit_are_refused_by_name(
     failures = Failures("skip")
     found = edits.of_each([unknown, REQUESTS[0]], failures)
     assert (list(found or {}), list(failures)) == ([1], [0])
-    edits.edits.append(edits.edits[0])
+    edits.edits.append(edits.edits[0])  # of a record that is there twice
+    assert list(edits.of_each(REQUESTS, Failures()) or {}) == list(range(len(REQUESTS)))
+    edits.edits += edits_for(tiny.model, [REQUESTS[1], REQUESTS[2]])[1:]
     with pytest.raises(RequestError, match=r"record 2: .* holds 2 edits of 'Kyoto lies in'"):
         edits.of_each(REQUESTS, Failures())
     other = SavedEdits(folder, edits_for(tiny.model, REQUESTS, model_fingerprint="0" * 64), False)

@@ -114,13 +114,13 @@ def edit(
         "on_error": "skip" if skip_bad else "raise",
         "evaluate": evaluate,
     }
+    numbers = [0] if records is None else records.requests.records
     result: EditResult | Run
     with edit_progress(quiet=json) as progress:
         if out is None or records is None:
             settings |= {"isolated": isolated, "sequential": sequential, "progress": progress}
-            numbers = [0] if records is None else records.requests.records
             result = _edit(editor, requests, numbers, **settings)
-            _save(result, save, peft, isolated=isolated, several=several)
+            _save(result, numbers if isolated else None, save, peft, several=several)
         else:
             from easyedit_fast.runs import EditJob, run_records
 
@@ -132,7 +132,7 @@ def edit(
     paths = {"edit": save, "peft": peft, "model": save_model, "results": out}
     saved = {name: None if path is None else str(path) for name, path in paths.items()}
     if json:
-        print_json({**result.to_dict(), "saved": saved})
+        print_json({**_report(result, numbers), "saved": saved})
     else:
         _print(result)
         _print_saved(saved)
@@ -146,8 +146,28 @@ def _edit(
 
     with numbered(numbers):
         result = editor.edit(requests, **settings)
-    _warn_of_failures(error.at(numbers[place]) for place, error in result.failures.items())
+    failures = {
+        numbers[place]: error.at(numbers[place]) for place, error in result.failures.items()
+    }
+    _warn_of_failures(failures.values())
+    if not result.edits:
+        raise next(iter(failures.values()))
     return result
+
+
+def _report(result: EditResult | Run, numbers: Sequence[int]) -> dict[str, Any]:
+    """The JSON object; records that failed are named by their numbers in the file."""
+    from easyedit_fast.results import EditResult
+
+    report = result.to_dict()
+    if isinstance(result, EditResult):
+        failures = {place: error.at(numbers[place]) for place, error in result.failures.items()}
+        report["failures"] = {numbers[place]: str(error) for place, error in failures.items()}
+        report["metrics"] = [
+            {**metrics, "error": str(failures[place])} if place in failures else metrics
+            for place, metrics in enumerate(result.metrics)
+        ]
+    return report
 
 
 def _warn_of_failures(errors: Iterable[object]) -> None:
@@ -156,10 +176,17 @@ def _warn_of_failures(errors: Iterable[object]) -> None:
 
 
 def _save(
-    result: EditResult, save: Path | None, peft: Path | None, *, isolated: bool, several: bool
+    result: EditResult,
+    numbers: Sequence[int] | None,
+    save: Path | None,
+    peft: Path | None,
+    *,
+    several: bool,
 ) -> None:
-    places = result.finished if isolated else range(len(result.edits))
-    for place, edit_ in zip(places, result.edits, strict=True):
+    """Saves the edits, by the number of the record in the file where each has one of its own."""
+    places = range(len(result.edits))
+    named = places if numbers is None else [numbers[place] for place in result.finished]
+    for place, edit_ in zip(named, result.edits, strict=True):
         if save is not None:
             path = save / f"edit-{place:05d}.safetensors" if several else save
             if several:

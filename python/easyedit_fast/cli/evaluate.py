@@ -109,7 +109,22 @@ def evaluate(
     of_method = {"hparams": hparams, "preset": preset, **overrides}
     modes = {"edit": edit, "no-edit": no_edit or None, "sequential": sequential}
     if file is None:
-        _tell(_saved(results, {**modes, **of_method, "model": model}), None, out, json)
+        others = {
+            **modes,
+            **of_method,
+            "model": model,
+            "limit": limit,
+            "offset": offset or None,
+            "skip-bad": skip_bad or None,
+            "isolated/--together": isolated,
+            "fluency": fluency or None,
+            "perplexity-text": perplexity_text,
+            "batch-size": None if batch_size == "auto" else batch_size,
+            "overwrite": overwrite or None,
+            "device": device,
+            "dtype": dtype,
+        }
+        _tell(_saved(results, others), None, out, json)
         return
     _check(modes, of_method, isolated, results, overwrite=overwrite)
     size = batch_size_of(batch_size)

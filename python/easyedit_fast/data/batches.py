@@ -65,7 +65,8 @@ def read_batches(
     """Reads a file of records as padded batches of tokens, for training and the like.
 
     Tokens, labels and subjects are those of `RequestTokenizer.encode`. A thread of the Rust module
-    works ahead, some ten batches at most; nothing becomes a Python object but the arrays.
+    reads the records and then works ahead, a hundred batches at most; nothing becomes a Python
+    object but the arrays.
 
     Args:
         path: As for `read_requests`.

@@ -159,13 +159,16 @@ def out_of_memory(error: BaseException) -> OutOfMemoryError:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from, as a traceback shows them."""
+    """An error and what it was raised from.
+
+    Its context is left out: that may be an error which the caller is handling, as in a second try.
+    """
     link: BaseException | None = error
     seen: set[int] = set()
     while link is not None and id(link) not in seen:
         yield link
         seen.add(id(link))
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        link = link.__cause__
 
 
 def _says_out_of_memory(error: BaseException) -> bool:

@@ -74,8 +74,9 @@ class Devices:
     def matmul_rate(self, dtype: torch.dtype) -> float:
         """Operations a second of a large square product, the best of some: what is reachable."""
         size = _MATMUL_SIZE.get(self.main.type, _OTHER_MATMUL_SIZE)
+        generator = torch.Generator().manual_seed(0)
         left, right = (
-            torch.randn(size, size, device=self.main).to(dtype).contiguous() for _ in range(2)
+            torch.randn(size, size, generator=generator).to(self.main, dtype) for _ in range(2)
         )
         seconds = []
         for _ in range(_MATMUL_RUNS):

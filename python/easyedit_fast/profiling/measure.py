@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from easyedit_fast.errors import RequestError
+from easyedit_fast.failures import numbered
 from easyedit_fast.models.memory import BatchSize as BatchSizeOrAuto
 from easyedit_fast.profiling.devices import Devices, PeakRecorder
 from easyedit_fast.profiling.results import (
@@ -175,9 +176,14 @@ def _batch_size(
     runner: _Runner, requests: Sequence[EditRequest], size: int, repeats: int
 ) -> BatchSize:
     """Batches of one size; the first is measured for its memory and does not count."""
-    memory = runner.run(requests[:size], PeakRecorder(runner.devices), batch_size=size)
+
+    def run(first: int, recorder: Recorder | None = None) -> _Run:
+        with numbered(range(first, first + size)):
+            return runner.run(requests[first : first + size], recorder, batch_size=size)
+
+    memory = run(0, PeakRecorder(runner.devices))
     runs = [
-        runner.run(requests[first : first + size], batch_size=size)
+        run(first)
         for _ in range(_passes(len(requests), size, repeats))
         for first in range(0, len(requests) - size + 1, size)
     ]

@@ -77,7 +77,6 @@ class ValueFinder:
             The places of the requests that did not fail, and their values by layer.
         """
         places = self.failures.among(range(len(self.requests)))
-        done = len(self.requests) - len(places)
         finished: list[int] = []
         parts: list[dict[int, LayerValues]] = []
         run = functools.partial(self._batch_values, layers, earlier)
@@ -85,8 +84,9 @@ class ValueFinder:
         for batch, (usable, found) in batches:
             finished += usable
             parts.append(found)
-            done += len(batch)
-            tell(done)
+            tell(batch[-1] + 1)
+        if places and places[-1] in self.failures:
+            tell(len(self.requests))
         return finished, {
             layer: LayerValues.joined([part[layer] for part in parts if part]) for layer in layers
         }

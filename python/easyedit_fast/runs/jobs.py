@@ -114,7 +114,9 @@ class EditJob:
                 for place, edit in zip(result.finished, result.edits, strict=True)
             }
             with result.timings.phase("perplexity"):
-                scored = self.text.of_each(self.editor, scored, own, first=batch.first)
+                scored = self.text.of_each(
+                    self.editor, scored, own, first=batch.first, on_error=self.on_error
+                )
         lines: list[dict[str, Any]] = [{} for _ in numbers]
         for place, error in result.failures.items():
             lines[place]["error"] = str(error.at(numbers[place]))
@@ -203,7 +205,9 @@ class ScoreJob:
         if self.text is not None and own is not None:
             with timings.phase("perplexity"):
                 measured = {place: own[place] for place in pre}
-                metrics = self.text.of_each(self.evaluator, metrics, measured, first=batch.first)
+                metrics = self.text.of_each(
+                    self.evaluator, metrics, measured, first=batch.first, on_error=self.on_error
+                )
         progress(len(numbers), len(numbers))
         return [
             {"error": str(failures[place].at(number))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
     from easyedit_fast.data import Corpus
     from easyedit_fast.evaluation.isolation import Updates
+    from easyedit_fast.failures import OnError
+
+logger = logging.getLogger(__name__)
 
 MEASURED_MODELS = 10
 """Of records that have a model each, so many from the first on are measured."""
@@ -64,6 +68,7 @@ class PerplexityText:
         updates: Mapping[int, Updates],
         *,
         first: int,
+        on_error: OnError,
     ) -> list[dict[str, Any]]:
         """Adds ``perplexity`` to ``pre`` and ``post`` of the first records of a run.
 
@@ -72,6 +77,7 @@ class PerplexityText:
             metrics: One dict a record of the batch.
             updates: Their edits, by place in the batch; none of a record that failed.
             first: Place of the batch's first record in the run.
+            on_error: ``skip`` leaves a perplexity that is not finite out, and says so.
 
         Raises:
             NonFiniteError: As `measure`; it names the record.
@@ -85,7 +91,10 @@ class PerplexityText:
             try:
                 edited = self.measure(of, updates[place]).perplexity
             except NonFiniteError as error:
-                raise error.at(place) from error
+                if on_error == "raise":
+                    raise error.at(place) from error
+                logger.warning("%s", error.at(first + place))
+                continue
             added[place]["pre"] = {**added[place]["pre"], "perplexity": bare}
             added[place]["post"] = {**added[place]["post"], "perplexity": edited}
         return added

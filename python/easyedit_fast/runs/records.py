@@ -42,6 +42,6 @@ class Records:
         """
         requests = read_requests(path, limit=limit, offset=offset, on_error=on_error)
         if not requests:
-            raise RequestError(f"{os.fspath(path)} holds no record; there is nothing to edit")
+            raise RequestError(f"{os.fspath(path)} holds no record; there is nothing to do")
         part = {"offset": offset, "limit": limit}  # a run that ended by an error may go on to skip
         return cls(Path(path), requests, {"sha256": digest(Path(path)), **part})

@@ -94,6 +94,7 @@ class Run:
             "timings": dict(self.timings),
             "records": len(self.lines),
             "resumed": self.resumed,
+            "failures": {line["case_id"]: line["error"] for line in self.lines if "error" in line},
         }
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from easyedit_fast.edits import Edit
 from easyedit_fast.errors import DataFileError, RequestError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from easyedit_fast.evaluation.isolation import Updates
     from easyedit_fast.failures import Failures
     from easyedit_fast.requests import EditRequest
+
+_Fact: TypeAlias = tuple[str, tuple[int, int], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,22 +83,24 @@ class SavedEdits:
         """
         if not self.isolated:
             return None
+        by_fact: dict[_Fact, dict[str, Updates]] = {}
+        for edit in self.edits:
+            if len(edit.requests) == 1:
+                # A record that is there twice has one edit twice.
+                by_fact.setdefault(_fact(edit.requests[0]), {})[edit.id] = edit.updates
         found: dict[int, Updates] = {}
         for place, request in enumerate(requests):
-            with failures.catching(range(len(requests))):
-                found[place] = self._of(place, request)
-        return found
-
-    def _of(self, place: int, request: EditRequest) -> Updates:
-        own = [edit for edit in self.edits if [_fact(r) for r in edit.requests] == [_fact(request)]]
-        if len(own) != 1:
-            raise RequestError(
+            own = by_fact.get(_fact(request), {})
+            if len(own) == 1:
+                (found[place],) = own.values()
+                continue
+            reason = (
                 f"{str(self.path)!r} holds {len(own) or 'no'} edits of {request.prompt!r} to "
                 f"{request.target_new!r} alone; give the records that were edited, or score all "
-                "edits in one model (--together)",
-                record=place,
+                "edits in one model (--together)"
             )
-        return own[0].updates
+            failures.refuse(place, RequestError(reason))
+        return found
 
     @contextlib.contextmanager
     def applied(self, model: PreTrainedModel) -> Iterator[None]:
@@ -112,5 +116,5 @@ class SavedEdits:
                 remove(model, applied)
 
 
-def _fact(request: EditRequest) -> tuple[str, tuple[int, int], str]:
+def _fact(request: EditRequest) -> _Fact:
     return request.prompt, request.subject_span, request.target_new

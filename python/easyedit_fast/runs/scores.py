@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from easyedit_fast.errors import DataFileError
-from easyedit_fast.metrics import mean_interval, record_scores, summarise
+from easyedit_fast.metrics import mean_interval, record_scores, student_interval, summarise
 from easyedit_fast.result_files import read_results
 from easyedit_fast.runs.run import errors_of, sum_of_seconds
 
@@ -125,10 +124,11 @@ def _place(path: tuple[str, ...]) -> tuple[str, str]:
 
 def _leaf(metrics: Sequence[Mapping[str, Any]], path: tuple[str, ...]) -> dict[str, Any]:
     scores = [score for score in record_scores(metrics, path) if score is not None]
-    if len(scores) == 1 and math.isfinite(scores[0]) and not 0.0 <= scores[0] <= 1.0:
-        # One such value has no interval.
+    if "fluency" not in path and "perplexity" not in path:
+        return dataclasses.asdict(mean_interval(scores))
+    if len(scores) == 1:  # no interval, where the values have no bounds
         return {"mean": scores[0], "low": None, "high": None, "count": 1}
-    return dataclasses.asdict(mean_interval(scores))
+    return dataclasses.asdict(student_interval(scores))
 
 
 def _leaf_of(measured: Perplexity) -> dict[str, Any]:

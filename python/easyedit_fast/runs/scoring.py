@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
+from easyedit_fast.errors import NonFiniteError
 from easyedit_fast.failures import OnError, numbered
 from easyedit_fast.runs.jobs import EditJob, ScoreJob
 from easyedit_fast.runs.run import errors_of, run_records
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from easyedit_fast.models.memory import BatchSize
     from easyedit_fast.runs.perplexity_text import PerplexityText
     from easyedit_fast.runs.records import Records
+
+logger = logging.getLogger(__name__)
 
 
 def score_apart(
@@ -88,7 +92,12 @@ def score_in_one_model(
             progress=progress,
         ) as result,
     ):
-        measure("after")
+        try:
+            measure("after")
+        except NonFiniteError as error:
+            if on_error == "raise":
+                raise
+            logger.warning("after the edits: %s", error)
     about = {**EditJob(editor).about(), "data": str(records.path)}
     return Scores(
         about,

@@ -130,7 +130,8 @@ impl Words {
 
     /// Adds the tokens of a part, if it is known.
     fn add_known(&self, part: &str, characters: usize, found: &mut Vec<Token>) -> bool {
-        let Some(Ok(known)) = self.shard(part).map(RwLock::read) else {
+        // Never waited for: in a forked child nobody may be there to let go of it.
+        let Some(Ok(known)) = self.shard(part).map(RwLock::try_read) else {
             return false;
         };
         let Some(own) = known.get(part) else {
@@ -255,7 +256,8 @@ fn plain_processor(processor: &PostProcessorWrapper) -> bool {
 
 fn plain_added(token: &AddedToken) -> bool {
     let reaches_out = token.lstrip || token.rstrip || token.single_word;
-    !reaches_out && parts(&token.content).count() == 1
+    // Nor may a part end where it ends, if a text goes on.
+    !reaches_out && parts(&format!("{}a", token.content)).count() == 1
 }
 
 #[cfg(test)]
