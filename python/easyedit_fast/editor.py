@@ -28,7 +28,7 @@ from easyedit_fast.models.memory import (
     make_room_after,
     out_of_memory_in_one_line,
 )
-from easyedit_fast.requests import EditRequest, Requests, refuse_contradictions, request_list
+from easyedit_fast.requests import EditRequest, Requests, contradictions, request_list
 from easyedit_fast.results import EditResult
 from easyedit_fast.sequence import Batch, in_batches
 from easyedit_fast.timings import Timings
@@ -193,9 +193,10 @@ class Editor:
                 at hand allows. Where memory runs out the batch is halved, and nothing is lost.
                 The result does not depend on it.
             on_error: ``raise``: a request that fails ends the call, and nothing is changed.
-                ``skip``: it is left out, and the others finish. It fails where it does not fit
-                the model, where what is computed of it is not finite, and where it alone takes
-                more memory than there is; ``result.failures`` has the errors.
+                ``skip``: it is left out, and the others finish. It fails where it contradicts an
+                earlier one of its batch, where it does not fit the model, where what is computed
+                of it is not finite, and where it alone takes more memory than there is;
+                ``result.failures`` has the errors.
             evaluate: Score the requests before and after.
             generate: Score greedy generations too, not only teacher-forced tokens.
             fluency: Measure the n-gram entropy of a generated text too; see `Evaluator.score`.
@@ -219,7 +220,8 @@ class Editor:
             raise HparamsError("isolated edits know no order; give either isolated or sequential")
         batches = [] if isolated else in_batches(asked, sequential)
         for batch in batches:  # a later one may change what an earlier one set
-            refuse_contradictions(batch.requests, first=batch.first)
+            for place, error in contradictions(batch.requests, first=batch.first):
+                failures.refuse(place, error)
         timings = Timings()
         score = self._scorer(timings, generate=generate, fluency=fluency) if evaluate else None
         call = _Call(timings, batch_size, score)

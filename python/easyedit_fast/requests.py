@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from easyedit_fast.errors import RequestError
@@ -159,8 +159,10 @@ def fill_prompt(prompt: str, subject: str) -> tuple[str, int]:
     )
 
 
-def refuse_contradictions(requests: Sequence[EditRequest], *, first: int = 0) -> None:
-    """Refuses requests that cannot hold in one model: the same prompt with different targets.
+def contradictions(
+    requests: Sequence[EditRequest], *, first: int = 0
+) -> Iterator[tuple[int, RequestError]]:
+    """What cannot hold in one model: requests with the same prompt and different targets.
 
     Runs of white space in the prompts count as one space.
 
@@ -168,21 +170,22 @@ def refuse_contradictions(requests: Sequence[EditRequest], *, first: int = 0) ->
         requests: The requests.
         first: Place of the first of them in the whole list.
 
-    Raises:
-        RequestError: Names both requests by their place in the whole list.
+    Yields:
+        The place in the whole list of each request that contradicts one before it, and an error
+        that names both.
     """
     seen: dict[str, int] = {}
     for place, request in enumerate(requests):
         other = seen.setdefault(" ".join(request.prompt.split()), place)
         if requests[other].target_new != request.target_new:
-            raise RequestError(
+            error = RequestError(
                 f"requests {first + other} and {first + place} have the same prompt "
                 f"{request.prompt!r} and different targets ({requests[other].target_new!r} and "
                 f"{request.target_new!r}); drop one of them, or edit them isolated "
                 "(isolated=True, --isolated)",
-                record=first + place,
                 field="target_new",
             )
+            yield first + place, error
 
 
 def _last_occurrence(text: str, part: str) -> int:
@@ -270,11 +273,17 @@ def request_list(requests: Requests) -> list[EditRequest]:
         )
     if isinstance(requests, EditRequest | Mapping):
         requests = [requests]
+    if not isinstance(requests, Iterable):
+        raise RequestError(f"requests are a list or one request, not {type(requests).__name__}")
+    given: Iterable[object] = requests  # who does not check types may pass anything
     made: list[EditRequest] = []
-    for place, request in enumerate(requests):
+    for place, request in enumerate(given):
         if isinstance(request, EditRequest):
             made.append(request)
             continue
+        if not isinstance(request, Mapping):
+            kind = type(request).__name__
+            raise RequestError(f"is an EditRequest or a dict, not {kind}", record=place)
         try:
             made.append(EditRequest.from_dict(request))
         except RequestError as error:

@@ -120,8 +120,8 @@ def open_results(
     with _open_locked(path) as file:
         try:
             kept = _read_header(path, header, empty=os.fstat(file.fileno()).st_size == 0)
-        except DataFileError:
-            if not overwrite:
+        except DataFileError as error:
+            if not overwrite or isinstance(error, _NoResultsError):
                 raise
             file.truncate(0)
             kept = None
@@ -129,6 +129,10 @@ def open_results(
             text = json.dumps(header, ensure_ascii=False, indent=2)
             write_whole(header_path(path), f"{text}\n".encode())
         yield ResultsFile(path, file, (kept or header)["settled"])
+
+
+class _NoResultsError(DataFileError):
+    """A file that holds something else, which is not overwritten."""
 
 
 @contextlib.contextmanager
@@ -163,7 +167,9 @@ def _read_header(path: Path, wanted: dict[str, Any], *, empty: bool) -> dict[str
     except FileNotFoundError:
         if empty:
             return None
-        raise DataFileError(f"{path} is there and has no header {beside.name}; {remedy}") from None
+        raise _NoResultsError(
+            f"{path} is there and has no header {beside.name}; give another path, or remove it"
+        ) from None
     header = _checked_header(beside, text, remedy)
     differences = list(_differences(header["description"], wanted["description"]))
     if differences:

@@ -221,6 +221,15 @@ def test_one_request_that_is_not_finite(editor: Editor, isolated: bool) -> None:
     assert result.to_dict()["failures"] == {1: error}
 
 
+def test_a_request_that_contradicts_another(editor: Editor) -> None:
+    other = EditRequest("The capital of {} is", "Peru", "Lagos")
+    with pytest.raises(RequestError, match=r"^record 1, .* requests 0 and 1 have the same prompt"):
+        editor.edit([REQUESTS[2], other], generate=False)
+    options: dict[str, Any] = {"on_error": "skip", "generate": False}
+    with editor.editing([REQUESTS[2], other, OTHERS[0]], **options) as result:
+        assert result.finished == [0, 2]
+
+
 def test_a_request_that_does_not_fit_the_context(editor: Editor) -> None:
     long = EditRequest("{} lies " + "so very " * 20 + "far from", "Qaqortoq", "Rome")
     requests = [OTHERS[0], long, OTHERS[1]]

@@ -92,6 +92,23 @@ def test_a_run_goes_on_where_it_was_and_gives_the_same(
     assert "Scores" in text
     assert f"resultsin{out}" in "".join(text.split())  # wherever the lines are broken
 
+    some = tmp_path / "some.jsonl"
+    part = tuple(some if each == out else each for each in command if each != "--save")
+    part = tuple(each for each in part if each != folder)
+    for limit in (2, 4):  # more records: it goes on
+        code, text, err = run(*part, "--limit", limit)
+        assert (code, json.loads(text)["resumed"]) == (0, limit - 2)
+    data = file.read_bytes()
+    own = ("--skip-bad", "--isolated", "--out", file, "--overwrite")
+    code, text, err = run("edit", "--file", file, *own)
+    assert (code, text) == (2, "")
+    assert "is what --file reads; give another path" in err
+    assert file.read_bytes() == data
+    (tmp_path / "notes.txt").write_text("mine")
+    code, text, err = run(*part, "--out", tmp_path / "notes.txt", "--overwrite")
+    assert (code, text) == (2, "")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
     code, text, err = run(*command, "--layers", "4")
     assert (code, text) == (2, "")
     assert "belongs to another run: settings.hyperparameters is" in err
@@ -112,7 +129,7 @@ BAD_COMBINATIONS = [
     (["--sequential", "2", "--isolated"], "--sequential needs --together"),
     (["--sequential", "0"], "--sequential"),
     (["--out", "OUT", "--isolated", "--save", "."], "is not empty; give a new folder"),
-    (["--out", "FILE", "--isolated"], "has no header requests.jsonl.run.json"),
+    (["--out", "FILE", "--isolated"], "is what --file reads; give another path"),
 ]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from easyedit_fast import EditRequest, Probe
 from easyedit_fast.errors import RequestError
-from easyedit_fast.requests import refuse_contradictions
+from easyedit_fast.requests import contradictions, request_list
 
 
 def make(**changes: object) -> EditRequest:
@@ -128,9 +128,21 @@ def test_from_dict_keeps_the_edited_occurrence_and_replace_does_not() -> None:
 
 def test_contradictions_name_both_requests() -> None:
     requests = [make(), make(prompt="{} has"), make(target_new="Peru")]
-    with pytest.raises(RequestError, match="requests 0 and 2 have the same prompt"):
-        refuse_contradictions(requests)
-    refuse_contradictions(requests[:2])
-    refuse_contradictions([make(), make()])
-    with pytest.raises(RequestError, match="requests 0 and 1 have the same prompt"):
-        refuse_contradictions([make(), make(prompt="{}  is\nin", target_new="Peru")])
+    ((place, error),) = contradictions(requests, first=10)
+    assert place == 12
+    assert "requests 10 and 12 have the same prompt" in str(error)
+    assert not list(contradictions(requests[:2]))
+    assert not list(contradictions([make(), make()]))
+    assert len(list(contradictions([make(), make(prompt="{}  is\nin", target_new="Peru")]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        (None, "are a list or one request, not NoneType"),
+        ([make(), 1], "record 1: is an EditRequest or a dict, not int"),
+    ],
+)
+def test_what_is_no_request_is_refused(requests: object, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        request_list(requests)  # type: ignore[arg-type]

@@ -123,6 +123,11 @@ def test_a_file_without_a_good_header_is_not_touched(
     with pytest.raises(DataFileError, match=message):
         opened(path).__enter__()
     assert path.read_text() == "precious\n"
+    if header is None:  # somebody else's file
+        with pytest.raises(DataFileError, match=message):
+            opened(path, overwrite=True).__enter__()
+        assert path.read_text() == "precious\n"
+        return
     with opened(path, overwrite=True) as results:
         assert results.lines == []
 

@@ -122,12 +122,12 @@ def test_the_table_fits_a_terminal_and_shows_what_json_holds(
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
     after = report["scores"]["rewrite"]["teacher_forced"]["after"]
     assert ["rewrite", "0.250", "0.750", "0.000", "0.375", "2"] in cells
-    assert f"{after['low']:.3f}–{after['high']:.3f}" in cells[cells.index(
+    assert f"{after['low']:.2f}–{after['high']:.2f}" in cells[cells.index(
         ["rewrite", "0.250", "0.750", "0.000", "0.375", "2"]
     ) + 1]  # fmt: skip
-    assert ["near", "", "0.342–1.000", "", "", "records"] in cells
+    assert ["near", "", "0.34–1.00", "", "", "records"] in cells
     assert ["perplexity", "19.250", "21.500", "", "", "999"] in cells
-    assert ["", "", "", "", "", "tokens"] in cells
+    assert ["", "18.50–20.00", "", "", "", "tokens"] in cells
 
 
 def edits_for(model: Any, requests: list[EditRequest], **changes: Any) -> list[Edit]:
@@ -301,7 +301,7 @@ def test_edits_that_do_not_fit_are_refused_by_name(
     assert (list(found or {}), list(failures)) == ([1], [0])
     edits.edits.append(edits.edits[0])  # of a record that is there twice
     assert list(edits.of_each(REQUESTS, Failures()) or {}) == list(range(len(REQUESTS)))
-    edits.edits += edits_for(tiny.model, [REQUESTS[1], REQUESTS[2]])[1:]
+    edits.edits.extend(edits_for(tiny.model, [REQUESTS[1], REQUESTS[2]])[1:])
     with pytest.raises(RequestError, match=r"record 2: .* holds 2 edits of 'Kyoto lies in'"):
         edits.of_each(REQUESTS, Failures())
     other = SavedEdits(folder, edits_for(tiny.model, REQUESTS, model_fingerprint="0" * 64), False)

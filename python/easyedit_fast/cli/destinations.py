@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from easyedit_fast.errors import DataFileError, MissingFileError
@@ -27,6 +28,26 @@ def require_file_path(path: Path | None, option: str) -> None:
         raise MissingFileError(
             f"{option}: there is no folder {str(path.parent)!r}; create it first"
         )
+
+
+def require_other_files(
+    outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]
+) -> None:
+    """Refuses to write over what the same command reads.
+
+    Args:
+        outputs: The paths by their options.
+        inputs: The same of what is read.
+
+    Raises:
+        DataFileError: Two of them are one file.
+    """
+    read = {path.resolve(): option for option, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is not None and path.resolve() in read:
+            raise DataFileError(
+                f"{option}: {str(path)!r} is what {read[path.resolve()]} reads; give another path"
+            )
 
 
 def require_folder_path(path: Path | None, option: str) -> None:

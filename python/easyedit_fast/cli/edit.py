@@ -13,6 +13,7 @@ from easyedit_fast.cli.destinations import (
     require_file_path,
     require_folder_path,
     require_new_folder,
+    require_other_files,
     require_results_path,
 )
 from easyedit_fast.cli.given import (
@@ -106,6 +107,9 @@ def edit(
     else:
         require_results_path(out, "--out", folder=save)
     (require_new_folder if several else require_folder_path)(peft, "--peft")
+    require_other_files(
+        {"--out": out, "--save": save}, {"--file": file, "--second-moment": second_moment}
+    )
     require_folder_path(save_model, "--save-model")
     overrides = overrides_of(layers, second_moment)
     editor = editor_of(model, method, hparams, preset, overrides, device=device, dtype=dtype)

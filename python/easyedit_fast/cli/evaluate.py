@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, TypedDict
 import typer
 
 from easyedit_fast.cli import options
-from easyedit_fast.cli.destinations import require_file_path
+from easyedit_fast.cli.destinations import require_file_path, require_other_files
 from easyedit_fast.cli.given import batch_size_of, editor_of, overrides_of, records_of
 from easyedit_fast.cli.output import (
     edit_progress,
@@ -77,7 +77,7 @@ def evaluate(
         ),
     ] = None,
     perplexity_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of the text at most.")
+        int, typer.Option(min=1, help="Predicted tokens of the text at most.")
     ] = _TOKENS,
     results: Annotated[
         Optional[Path],  # noqa: UP045
@@ -105,6 +105,10 @@ def evaluate(
     """
     require_file_path(out, "--out")
     require_file_path(results, "--results")
+    read = {"--file": file, "--edit": edit, "--second-moment": second_moment}
+    texts = {f"--perplexity-text {path}": path for path in perplexity_text or []}
+    require_other_files({"--out": out}, {**read, **texts, "--results": results})
+    require_other_files({"--results": results}, {**read, **texts})
     overrides = overrides_of(layers, second_moment)
     of_method = {"hparams": hparams, "preset": preset, **overrides}
     modes = {"edit": edit, "no-edit": no_edit or None, "sequential": sequential}
@@ -133,7 +137,8 @@ def evaluate(
         "text": _text(perplexity_text, perplexity_tokens),
         "on_error": "skip" if skip_bad else "raise",
     }
-    records = records_of(file, limit=limit, offset=offset, skip_bad=skip_bad)
+    # What cannot be read is told at the end, with what fails.
+    records = records_of(file, limit=limit, offset=offset, skip_bad=skip_bad, tell=False)
     from easyedit_fast.runs import EditJob, score_apart, score_in_one_model
 
     loading = {"device": device, "dtype": dtype}
@@ -232,7 +237,8 @@ def _tell(scores: Scores, results: Path | None, out: Path | None, json: bool) ->
         print_json(report)
         return
     for key, value in {**scores.about, "records": report["records"], **scores.settings}.items():
-        print_line(f"{key}: {value}")
+        if value is not None:
+            print_line(f"{key}: {value}")
     print_scores(report["scores"])
     print_timings(scores.timings)
     for name, path in (("results", results), ("scores", out)):

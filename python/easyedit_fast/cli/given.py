@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from easyedit_fast.runs import Records
 
 
-def records_of(file: Path, *, limit: int | None, offset: int, skip_bad: bool) -> Records:
-    """The records of ``--file``; each one that is left out gets a warning.
+def records_of(
+    file: Path, *, limit: int | None, offset: int, skip_bad: bool, tell: bool = True
+) -> Records:
+    """The records of ``--file``; each one that is left out gets a warning, if it is to be told.
 
     Raises:
         RequestError: A record cannot be used, or there is none.
@@ -28,7 +30,7 @@ def records_of(file: Path, *, limit: int | None, offset: int, skip_bad: bool) ->
 
     on_error: Literal["raise", "skip"] = "skip" if skip_bad else "raise"
     records = Records.read(file, limit=limit, offset=offset, on_error=on_error)
-    for error in records.requests.skipped:
+    for error in records.requests.skipped if tell else ():
         print_warning(f"left out: {error}")
     return records
 
@@ -71,8 +73,9 @@ def overrides_of(layers: str | None, second_moment: Path | None) -> dict[str, An
     if layers is not None:
         overrides["layers"] = options.layer_numbers(layers)
     if second_moment is not None:
-        overrides["second_moment"] = str(second_moment)
-        overrides["mom2_adjustment"] = True
+        none = str(second_moment) == "none"
+        overrides["second_moment"] = None if none else str(second_moment)
+        overrides["mom2_adjustment"] = not none
     return overrides
 
 

@@ -77,7 +77,7 @@ SecondMoment = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         help="Second-moment statistics (.npz); turns them on. For several layers '{}' in the "
-        "path stands for the layer's number."
+        "path stands for the layer's number. 'none': C = I, whatever statistics there are."
     ),
 ]
 Preset = Annotated[

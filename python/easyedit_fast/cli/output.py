@@ -89,14 +89,18 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 def print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints a row a score, teacher-forced and generated side by side; see `Scores.scores`."""
     rows = []
+    parts = [
+        part for score in scores.values() for part in score.values() if part != score["counted"]
+    ]
+    whens = [when for when in ("before", "after") if any(when in part for part in parts)]
     for name, score in scores.items():
         sides = [score.get(side, {}) for side in ("teacher_forced", "generated")]
-        cells = [text for side in sides for text in _before_and_after(side)]
+        cells = [_with_interval(side.get(when)) for side in sides for when in whens]
         count = max(leaf["count"] for side in sides for leaf in side.values())
         section, _, key = name.partition(".")
         rows.append([_lines(section, key), *cells, _lines(f"{count:,}", score["counted"])])
     forced, generated = "teacher-\nforced", "\ngenerated"
-    columns = [f"{side}\n{when}" for side in (forced, generated) for when in ("before", "after")]
+    columns = [f"{side}\n{when}" for side in (forced, generated) for when in whens]
     print_table("Scores, with their 95 % intervals", ["\n\nscore", *columns, "\n\ncount"], rows)
 
 
@@ -189,13 +193,12 @@ def _score(leaf: Mapping[str, Any] | None) -> str:
     return "" if leaf is None or leaf["mean"] is None else f"{leaf['mean']:.3f}"
 
 
-def _before_and_after(side: Mapping[str, Any]) -> tuple[str, Text]:
-    """The mean before, and the mean after with its interval."""
-    after = side.get("after")
+def _with_interval(leaf: Mapping[str, Any] | None) -> Text:
+    """A mean and its interval below it."""
     interval = ""
-    if after is not None and after["low"] is not None:
-        interval = f"{after['low']:.3f}–{after['high']:.3f}"
-    return _score(side.get("before")), _lines(_score(after), interval)
+    if leaf is not None and leaf["low"] is not None:
+        interval = f"{leaf['low']:.2f}–{leaf['high']:.2f}"
+    return _lines(_score(leaf), interval)
 
 
 def _lines(*lines: str) -> Text:

@@ -92,6 +92,8 @@ class TextFiles:
         if not files:
             raise DataFileError("a corpus needs a file; name at least one")
         for path in files:
+            if path.is_dir():
+                raise DataFileError(f"{str(path)!r} is a folder; name its text files")
             if not path.is_file():
                 raise MissingFileError(f"there is no text file {str(path)!r}; check the path")
         return cls(files, field)

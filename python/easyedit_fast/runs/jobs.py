@@ -74,7 +74,6 @@ class EditJob:
             "statistics": {layer: digest(Path(path)) for layer, path in statistics.items()},
             "hparams": self.editor.method.used_hparams(),
             "options": {
-                "batch_size": self.batch_size,
                 "evaluate": self.evaluate,
                 "generate": self.generate,
                 "fluency": self.fluency,
@@ -179,7 +178,6 @@ class ScoreJob:
                 "generate": self.generate,
                 "fluency": self.fluency,
                 "text": None if self.text is None else self.text.description(),
-                "batch_size": self.batch_size,
             },
             "versions": installed_versions(),
         }

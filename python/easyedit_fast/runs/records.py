@@ -42,6 +42,8 @@ class Records:
         """
         requests = read_requests(path, limit=limit, offset=offset, on_error=on_error)
         if not requests:
-            raise RequestError(f"{os.fspath(path)} holds no record; there is nothing to do")
-        part = {"offset": offset, "limit": limit}  # a run that ended by an error may go on to skip
-        return cls(Path(path), requests, {"sha256": digest(Path(path)), **part})
+            beyond = f" from record {offset} on" if offset else ""
+            raise RequestError(f"{os.fspath(path)} holds no record{beyond}; there is nothing to do")
+        # Not the limit, nor what is skipped: a run may go on with more records.
+        identity = {"sha256": digest(Path(path)), "offset": offset}
+        return cls(Path(path), requests, identity)

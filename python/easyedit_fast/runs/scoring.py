@@ -41,7 +41,12 @@ def score_apart(
             measured = job.perplexity()
     about = {**job.about(), "data": str(records.path)}
     return Scores(
-        about, run.settings, run.metrics, timings, errors_of(run.lines), perplexity=measured
+        about,
+        run.settings,
+        run.metrics,
+        timings,
+        [*map(str, records.requests.skipped), *errors_of(run.lines)],
+        perplexity=measured,
     )
 
 
@@ -104,6 +109,9 @@ def score_in_one_model(
         result.settings,
         [result.metrics[place] for place in result.finished],
         {**result.timings, **timings},
-        [str(error.at(numbers[place])) for place, error in result.failures.items()],
+        [
+            *map(str, records.requests.skipped),
+            *(str(error.at(numbers[place])) for place, error in result.failures.items()),
+        ],
         perplexity=measured,
     )
