@@ -95,7 +95,7 @@ def test_edits_are_saved_and_scored_later(
     code, shown, _ = run("evaluate", *records, "--edit", edits)
     assert code == 0
     rewrite = numbers(scores["rewrite"]["generated"], "after")
-    for expected in ("isolated: True", "edits: 2", "neighborhood", f"{rewrite[1]:.3f}–"):
+    for expected in ("isolated: True", "edits: 2", "neighborhood", f"{rewrite[1]:.2f}–"):
         assert expected in shown
     code, _, err = run("evaluate", "--file", data, "--offset", "5", "-n", "1", "--edit", edits)
     assert code == 2
