@@ -38,6 +38,17 @@ def demo_model():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """More threads only wait for each other on models and matrices that are small."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def statistics_cache(tmp_path_factory):
     """Statistics that the user has collected change what an editor does: tests have none."""

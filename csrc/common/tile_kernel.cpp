@@ -70,6 +70,19 @@ EASYEDIT_FAST_FOR_AVX2 void multiply_add_avx2(int64_t steps, const float* a, con
   }
 }
 
+template <int kCount>
+EASYEDIT_FAST_FOR_AVX512 inline __attribute__((always_inline)) void fold_avx512(const __m512 (&sum)[8][kCount],
+                                                                                float* tile) {
+#pragma GCC unroll 8
+  for (int row = 0; row < 8; ++row) {
+#pragma GCC unroll 4
+    for (int panel = 0; panel < kCount; ++panel) {
+      float* target = tile + (row * kPanels + panel) * 16;
+      _mm512_storeu_ps(target, _mm512_add_ps(_mm512_loadu_ps(target), sum[row][panel]));
+    }
+  }
+}
+
 // 8 x 3 sums of 16 lanes, 3 vectors of b and one of a: 28 of 32 registers.
 template <int kCount>
 EASYEDIT_FAST_FOR_AVX512 void multiply_add_avx512(int64_t steps, const float* a, const float* b, int64_t panel_words,
@@ -89,14 +102,7 @@ EASYEDIT_FAST_FOR_AVX512 void multiply_add_avx512(int64_t steps, const float* a,
         }
       }
     }
-#pragma GCC unroll 8
-    for (int row = 0; row < 8; ++row) {
-#pragma GCC unroll 4
-      for (int panel = 0; panel < kCount; ++panel) {
-        float* target = tile + (row * kPanels + panel) * 16;
-        _mm512_storeu_ps(target, _mm512_add_ps(_mm512_loadu_ps(target), sum[row][panel]));
-      }
-    }
+    fold_avx512<kCount>(sum, tile);
   }
 }
 
@@ -122,14 +128,7 @@ EASYEDIT_FAST_FOR_AVX512_BF16 void multiply_add_avx512_bf16(int64_t steps, const
         }
       }
     }
-#pragma GCC unroll 8
-    for (int row = 0; row < 8; ++row) {
-#pragma GCC unroll 4
-      for (int panel = 0; panel < kCount; ++panel) {
-        float* target = tile + (row * kPanels + panel) * 16;
-        _mm512_storeu_ps(target, _mm512_add_ps(_mm512_loadu_ps(target), sum[row][panel]));
-      }
-    }
+    fold_avx512<kCount>(sum, tile);
   }
 }
 

@@ -70,45 +70,60 @@ EASYEDIT_FAST_AVX512 void store16(Bfloat16* target, __m512 value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_maskz_cvtepi32_epi16(kAll, high));
 }
 
-// The vectors of kThinRows rows from a column on; zeros that turn to NaN where a result is not finite.
+// Whole vectors of kThinRows rows, side by side from where `weights` point. What is finite leaves the
+// zeros as they are, all else turns them to NaN.
 template <class T, bool kWrite>
-EASYEDIT_FAST_AVX2 __m256 update8(const float* left, const float* right, int64_t rank, T* const* weights) {
-  __m256 sum[kThinRows] = {};
-  for (int64_t k = 0; k < rank; ++k, left += kThinRows, right += 8) {
-    const __m256 factor = _mm256_loadu_ps(right);
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < kThinRows; ++r) sum[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(left + r), factor, sum[r]);
-  }
+EASYEDIT_FAST_FOR_AVX2 bool update_strips_avx2(const float* left, const float* right, int64_t rank, T* const* weights,
+                                               int64_t strips) {
   __m256 zero = _mm256_setzero_ps();
+  for (int64_t offset = 0; offset < strips * 8; offset += 8) {
+    __m256 sum[kThinRows] = {};
+    const float* factor = left;
+    for (int64_t k = 0; k < rank; ++k, factor += kThinRows, right += 8) {
+      const __m256 column = _mm256_loadu_ps(right);
 #pragma GCC unroll 4
-  for (int64_t r = 0; r < kThinRows; ++r) {
-    const __m256 before = _mm256_add_ps(load8(weights[r]), sum[r]);
-    const __m256 value = rounded(before, weights[r]);
-    zero = _mm256_fmadd_ps(value, _mm256_setzero_ps(), zero);
-    if (!std::is_same_v<T, float>) zero = _mm256_fmadd_ps(before, _mm256_setzero_ps(), zero);
-    if (kWrite) store8(weights[r], value);
+      for (int64_t r = 0; r < kThinRows; ++r) sum[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(factor + r), column, sum[r]);
+    }
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kThinRows; ++r) {
+      T* weight = weights[r] + offset;
+      const __m256 before = _mm256_add_ps(load8(weight), sum[r]);
+      const __m256 value = rounded(before, weight);
+      zero = _mm256_fmadd_ps(value, _mm256_setzero_ps(), zero);
+      if (!std::is_same_v<T, float>) zero = _mm256_fmadd_ps(before, _mm256_setzero_ps(), zero);
+      if (kWrite) store8(weight, value);
+    }
   }
-  return zero;
+  alignas(64) float zeros[8];
+  _mm256_store_ps(zeros, zero);
+  return std::all_of(zeros, zeros + 8, [](float value) { return value == 0.0f; });
 }
 
 template <class T, bool kWrite>
-EASYEDIT_FAST_AVX512 __m512 update16(const float* left, const float* right, int64_t rank, T* const* weights) {
-  __m512 sum[kThinRows] = {};
-  for (int64_t k = 0; k < rank; ++k, left += kThinRows, right += 16) {
-    const __m512 factor = _mm512_loadu_ps(right);
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < kThinRows; ++r) sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(left[r]), factor, sum[r]);
-  }
+EASYEDIT_FAST_FOR_AVX512 bool update_strips_avx512(const float* left, const float* right, int64_t rank,
+                                                   T* const* weights, int64_t strips) {
   __m512 zero = _mm512_setzero_ps();
+  for (int64_t offset = 0; offset < strips * 16; offset += 16) {
+    __m512 sum[kThinRows] = {};
+    const float* factor = left;
+    for (int64_t k = 0; k < rank; ++k, factor += kThinRows, right += 16) {
+      const __m512 column = _mm512_loadu_ps(right);
 #pragma GCC unroll 4
-  for (int64_t r = 0; r < kThinRows; ++r) {
-    const __m512 before = _mm512_add_ps(load16(weights[r]), sum[r]);
-    const __m512 value = rounded(before, weights[r]);
-    zero = _mm512_fmadd_ps(value, _mm512_setzero_ps(), zero);
-    if (!std::is_same_v<T, float>) zero = _mm512_fmadd_ps(before, _mm512_setzero_ps(), zero);
-    if (kWrite) store16(weights[r], value);
+      for (int64_t r = 0; r < kThinRows; ++r) sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(factor[r]), column, sum[r]);
+    }
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kThinRows; ++r) {
+      T* weight = weights[r] + offset;
+      const __m512 before = _mm512_add_ps(load16(weight), sum[r]);
+      const __m512 value = rounded(before, weight);
+      zero = _mm512_fmadd_ps(value, _mm512_setzero_ps(), zero);
+      if (!std::is_same_v<T, float>) zero = _mm512_fmadd_ps(before, _mm512_setzero_ps(), zero);
+      if (kWrite) store16(weight, value);
+    }
   }
-  return zero;
+  alignas(64) float zeros[16];
+  _mm512_store_ps(zeros, zero);
+  return std::all_of(zeros, zeros + 16, [](float value) { return value == 0.0f; });
 }
 
 template <class T>
@@ -135,76 +150,53 @@ struct Edge {
   T* const weights[kThinRows] = {buffer[0], buffer[1], buffer[2], buffer[3]};
 };
 
+template <class T>
+using UpdateStrips = bool (*)(const float*, const float*, int64_t, T* const*, int64_t);
+
 template <class T, bool kWrite>
-EASYEDIT_FAST_FOR_AVX2 bool update_rows_avx2(const RankUpdate& params, const float* left, const float* right,
-                                             int64_t first, int64_t last) {
-  __m256 zero = _mm256_setzero_ps();
+struct Avx2 {
+  static constexpr int64_t kLanes = 8;
+  static constexpr UpdateStrips<T> kUpdate = update_strips_avx2<T, kWrite>;
+};
+
+template <class T, bool kWrite>
+struct Avx512 {
+  static constexpr int64_t kLanes = 16;
+  static constexpr UpdateStrips<T> kUpdate = update_strips_avx512<T, kWrite>;
+};
+
+template <class T, class Isa, bool kWrite>
+bool update_rows(const RankUpdate& params, const float* left, const float* right, int64_t first, int64_t last) {
+  bool finite = true;
   for (int64_t row = first; row < last; row += kThinRows) {
     const int64_t rows = std::min(kThinRows, last - row);
     const float* factor = left + row * params.rank;
     int64_t column = 0;
     if (rows == kThinRows) {
-      for (; column + 8 <= params.columns; column += 8) {
-        T* const weights[kThinRows] = {place<T>(params, row, column), place<T>(params, row + 1, column),
-                                       place<T>(params, row + 2, column), place<T>(params, row + 3, column)};
-        zero = _mm256_add_ps(zero, update8<T, kWrite>(factor, right + column * params.rank, params.rank, weights));
-      }
+      T* const weights[kThinRows] = {place<T>(params, row, 0), place<T>(params, row + 1, 0),
+                                     place<T>(params, row + 2, 0), place<T>(params, row + 3, 0)};
+      finite &= Isa::kUpdate(factor, right, params.rank, weights, params.columns / Isa::kLanes);
+      column = params.columns / Isa::kLanes * Isa::kLanes;
     }
-    for (; column < params.columns; column += 8) {
-      Edge<T> edge(params, row, rows, column, 8);
-      zero = _mm256_add_ps(zero, update8<T, kWrite>(factor, right + column * params.rank, params.rank, edge.weights));
+    for (; column < params.columns; column += Isa::kLanes) {
+      Edge<T> edge(params, row, rows, column, Isa::kLanes);
+      finite &= Isa::kUpdate(factor, right + column * params.rank, params.rank, edge.weights, 1);
       if (kWrite) edge.write();
     }
   }
-  alignas(64) float zeros[8];
-  _mm256_store_ps(zeros, zero);
-  return std::all_of(zeros, zeros + 8, [](float value) { return value == 0.0f; });
+  return finite;
 }
 
-template <class T, bool kWrite>
-EASYEDIT_FAST_FOR_AVX512 bool update_rows_avx512(const RankUpdate& params, const float* left, const float* right,
-                                                 int64_t first, int64_t last) {
-  __m512 zero = _mm512_setzero_ps();
-  for (int64_t row = first; row < last; row += kThinRows) {
-    const int64_t rows = std::min(kThinRows, last - row);
-    const float* factor = left + row * params.rank;
-    int64_t column = 0;
-    if (rows == kThinRows) {
-      for (; column + 16 <= params.columns; column += 16) {
-        T* const weights[kThinRows] = {place<T>(params, row, column), place<T>(params, row + 1, column),
-                                       place<T>(params, row + 2, column), place<T>(params, row + 3, column)};
-        zero = _mm512_add_ps(zero, update16<T, kWrite>(factor, right + column * params.rank, params.rank, weights));
-      }
-    }
-    for (; column < params.columns; column += 16) {
-      Edge<T> edge(params, row, rows, column, 16);
-      zero = _mm512_add_ps(zero, update16<T, kWrite>(factor, right + column * params.rank, params.rank, edge.weights));
-      if (kWrite) edge.write();
-    }
-  }
-  alignas(64) float zeros[16];
-  _mm512_store_ps(zeros, zero);
-  return std::all_of(zeros, zeros + 16, [](float value) { return value == 0.0f; });
-}
-
-template <class T>
-bool update_on_avx2(const RankUpdate& params, const float* left, const float* right, int64_t first, int64_t last,
-                    bool write) {
-  return write ? update_rows_avx2<T, true>(params, left, right, first, last)
-               : update_rows_avx2<T, false>(params, left, right, first, last);
-}
-
-template <class T>
-bool update_on_avx512(const RankUpdate& params, const float* left, const float* right, int64_t first, int64_t last,
-                      bool write) {
-  return write ? update_rows_avx512<T, true>(params, left, right, first, last)
-               : update_rows_avx512<T, false>(params, left, right, first, last);
+template <class T, template <class, bool> class Isa>
+bool update(const RankUpdate& params, const float* left, const float* right, int64_t first, int64_t last, bool write) {
+  return write ? update_rows<T, Isa<T, true>, true>(params, left, right, first, last)
+               : update_rows<T, Isa<T, false>, false>(params, left, right, first, last);
 }
 
 template <class T>
 ThinRows on_path() {
-  if (cpu_path() >= CpuPath::kAvx512) return {16, update_on_avx512<T>};
-  if (cpu_path() == CpuPath::kAvx2) return {8, update_on_avx2<T>};
+  if (cpu_path() >= CpuPath::kAvx512) return {16, update<T, Avx512>};
+  if (cpu_path() == CpuPath::kAvx2) return {8, update<T, Avx2>};
   return {0, nullptr};
 }
 #endif

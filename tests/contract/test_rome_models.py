@@ -10,23 +10,8 @@ import torch
 from easyedit_fast import Editor, EditRequest
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.tail import Tail
-from tests.unit.tiny_models import FAMILIES, tiny_model, word_tokenizer
+from tests.unit.tiny_models import FAMILIES, WORDS, tiny_model, word_tokenizer
 
-WORDS = (
-    "the",
-    "capital",
-    "of",
-    "Peru",
-    "Oslo",
-    "is",
-    "in",
-    "city",
-    "country",
-    "I",
-    "think",
-    "Bergen",
-    "north",
-)
 REQUESTS = [
     EditRequest("the capital of {} is", "Peru", "Oslo"),
     EditRequest("I think the city {} is in the", "Bergen", "country north"),

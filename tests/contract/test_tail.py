@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import edit_output
 from easyedit_fast.models.trunk import capture_tails
 from tests.unit.tiny_models import FAMILIES, VOCABULARY, tiny_gemma3_with_vision, tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTHS = (12, 5, 9, 1, 7)
 STARTS = (6, 0, 8, 0, 3)  # an empty prefix, a tail of one token, a row of one token
@@ -103,15 +104,6 @@ def capture(model: PreTrainedModel, layer: int, rows: Rows) -> Tail:
     return Tail.capture(
         model, architecture_of(model), layer, rows.input_ids, rows.attention_mask, rows.start
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On matrices of this size threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -20,19 +18,12 @@ from tests.contract.test_tail import Rows as PaddedRows
 from tests.contract.test_tail import make_delta, make_rows, relative_error, shared_model
 from tests.unit.tiny_models import FAMILIES, VOCABULARY
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # (lead, own tokens of the prefix, tokens of the tail): two leads that several rows share, rows that
 # are all lead, rows without a lead, and an empty prefix.
 SHAPES = ((0, 4, 3), (0, 1, 6), (0, 0, 2), (1, 5, 1), (1, 2, 4), (1, 0, 3), (2, 3, 2), (2, 0, 5))
 LEADS = (7, 3, 0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On matrices of this size threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rows_with_leads(padding: str) -> PaddedRows:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +27,8 @@ from tests.unit.tiny_models import (
     tiny_tokenizer,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REQUESTS = [
     EditRequest(
         prompt="{} sings in",
@@ -46,15 +47,6 @@ REQUESTS = [
     EditRequest(prompt="Io is", subject="Io", target_new="a moon that no one has seen"),
 ]
 TEXTS = [text for request in REQUESTS for text in (request.prompt, request.target_new)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads only cost time on models this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,10 @@ from easyedit_fast.metrics import n_gram_entropy
 from easyedit_fast.requests import EditRequest
 from tests.unit.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTHS = (3, 9, 4, 17, 5, 12)
 NEW = (8, 3, 11, 5, 9, 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads only cost time on models this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def prompts() -> list[list[int]]:

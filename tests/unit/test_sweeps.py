@@ -17,26 +17,8 @@ from easyedit_fast.metrics import mean_interval
 from easyedit_fast.rome import Rome
 from easyedit_fast.sweeps import run as sweep_run
 from easyedit_fast.sweeps.rows import records_of
-from tests.unit.tiny_models import tiny_model, word_tokenizer
+from tests.unit.tiny_models import WORDS, tiny_model, word_tokenizer
 
-WORDS = [
-    "the",
-    "capital",
-    "of",
-    "Peru",
-    "Oslo",
-    "is",
-    "in",
-    "city",
-    "country",
-    "I",
-    "think",
-    "Bergen",
-    "north",
-    "people",
-    "speak",
-    "Lima",
-]
 HPARAMS = {
     "layers": [1],
     "context_templates": ["{}", "I think {}"],

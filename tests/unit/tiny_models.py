@@ -97,6 +97,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+WORDS = (
+    "the",
+    "capital",
+    "of",
+    "Peru",
+    "Oslo",
+    "is",
+    "in",
+    "city",
+    "country",
+    "I",
+    "think",
+    "Bergen",
+    "north",
+    "people",
+    "speak",
+    "Lima",
+)
+
+
 def tiny_model(family: str = "llama", *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A causal language model of 4 layers in float32 and evaluation mode.
 

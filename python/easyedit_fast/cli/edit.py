@@ -89,15 +89,9 @@ def edit(
     Example: easyedit-fast edit --model demo --prompt "The mother tongue of {} is"
     --subject "Danielle Darrieux" --target English --save edit.safetensors
     """
-    if isolated and (save_model is not None or sequential is not None):
-        option = "--sequential" if save_model is None else "--save-model"
-        raise typer.BadParameter(
-            f"isolated edits leave the model as it is; {option} needs --together"
-        )
-    if out is not None and (file is None or not isolated or peft is not None):
-        raise typer.BadParameter("--out is for --isolated edits of a --file, without --peft")
-    if overwrite and out is None:
-        raise typer.BadParameter("--overwrite is for the results; name their file with --out")
+    _require_fitting(
+        file, out, peft, save_model, isolated=isolated, sequential=sequential, overwrite=overwrite
+    )
     single = {"--prompt": prompt, "--subject": subject, "--target": target}
     records = records_unless_single(single, file, limit=limit, offset=offset, skip_bad=skip_bad)
     requests = [single_request(single)] if records is None else records.requests
@@ -140,6 +134,28 @@ def edit(
     else:
         _print(result)
         _print_saved(saved)
+
+
+def _require_fitting(
+    file: Path | None,
+    out: Path | None,
+    peft: Path | None,
+    save_model: Path | None,
+    *,
+    isolated: bool,
+    sequential: int | None,
+    overwrite: bool,
+) -> None:
+    """Refuses options that do not go together."""
+    if isolated and (save_model is not None or sequential is not None):
+        option = "--sequential" if save_model is None else "--save-model"
+        raise typer.BadParameter(
+            f"isolated edits leave the model as it is; {option} needs --together"
+        )
+    if out is not None and (file is None or not isolated or peft is not None):
+        raise typer.BadParameter("--out is for --isolated edits of a --file, without --peft")
+    if overwrite and out is None:
+        raise typer.BadParameter("--overwrite is for the results; name their file with --out")
 
 
 def _edit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -114,33 +116,14 @@ def print_timings(timings: Mapping[str, float]) -> None:
 @contextlib.contextmanager
 def edit_progress(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, where that is a terminal: requests done, time gone and left."""
-    bar = Progress(
-        TextColumn("editing"),
-        BarColumn(),
-        TextColumn("{task.completed} / {task.total} requests"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet or not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task("", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+    with phase_progress(quiet=quiet, unit=" requests") as update:
+        yield functools.partial(update, "editing")
 
 
 @contextlib.contextmanager
-def phase_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def phase_progress(*, quiet: bool, unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
     """A bar a phase on stderr, where that is a terminal: part done, time gone and left."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} / {task.total:,.0f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet or not sys.stderr.isatty(),
-    )
-    with bar:
+    with _bar(unit, TimeElapsedColumn(), quiet=quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
         def update(phase: str, done: int, total: int) -> None:
@@ -154,16 +137,7 @@ def phase_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 @contextlib.contextmanager
 def token_progress(description: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, where that is a terminal: tokens, tokens a second, the time left."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} / {task.total:,.0f} tokens"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet or not sys.stderr.isatty(),
-    )
-    with bar:
+    with _bar(" tokens", TextColumn("{task.fields[rate]}"), quiet=quiet) as bar:
         task = bar.add_task(description, total=None, rate="", visible=False)
         start: tuple[int, float] | None = None
 
@@ -176,6 +150,19 @@ def token_progress(description: str, *, quiet: bool) -> Iterator[Callable[[int, 
             bar.update(task, completed=done, total=total, rate=rate, visible=True)
 
         yield update
+
+
+def _bar(unit: str, column: ProgressColumn, *, quiet: bool) -> Progress:
+    """A bar with the part done, a further column, and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} / {task.total:,.0f}" + unit),
+        column,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet or not sys.stderr.isatty(),
+    )
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:

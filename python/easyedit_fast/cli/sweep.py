@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -20,10 +18,11 @@ from easyedit_fast.cli.output import (
     print_timings,
     print_warning,
 )
-from easyedit_fast.errors import MissingPackageError, RequestError
+from easyedit_fast.errors import MissingPackageError
+from easyedit_fast.failures import numbered
 
 if TYPE_CHECKING:
-    from easyedit_fast.data import Corpus, RequestList
+    from easyedit_fast.data import Corpus
     from easyedit_fast.metrics import Estimate
     from easyedit_fast.sweeps import SweepResult
 
@@ -94,7 +93,7 @@ def sweep(
     editor = editor_of(model, "rome", hparams, preset, overrides, device=device, dtype=dtype)
     from easyedit_fast.sweeps import sweep as run
 
-    with phase_progress(quiet=json) as progress, _numbered_errors(requests):
+    with phase_progress(quiet=json) as progress, numbered(requests.records):
         result = run(
             editor,
             requests,
@@ -114,16 +113,6 @@ def sweep(
     else:
         _print(result)
         print_line(f"written: {', '.join(map(str, files))}")
-
-
-@contextlib.contextmanager
-def _numbered_errors(requests: RequestList) -> Iterator[None]:
-    """Errors then name a record by its number in the file."""
-    try:
-        yield
-    except RequestError as error:
-        number = None if error.record is None else requests.records[error.record]
-        raise RequestError(error.reason, record=number, field=error.field) from error
 
 
 def _in_file(hparams: str | None) -> dict[str, Any]:
