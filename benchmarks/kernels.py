@@ -36,6 +36,9 @@ _WEIGHTS = [(576, 1536), (4096, 14336)]  # the demo model's, and that of an 8B L
 _RANKS = [1, 8]
 
 
+_PAUSE = 0.05  # seconds
+
+
 def main() -> None:
     """Parses the options, times all, writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -61,7 +64,11 @@ def main() -> None:
 
 
 def _timed(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, round by round; a way is repeated until it takes 20 ms."""
+    """Seconds of each way, round by round; a way is repeated until it takes 20 ms.
+
+    Each begins after a pause, in which the threads of the last way go to sleep (OpenBLAS's spin on a
+    core for a while after a call), and a call that is not counted, which wakes its own.
+    """
     repeats = {}
     for name, way in ways.items():
         way()
@@ -71,6 +78,8 @@ def _timed(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways) if number % 2 == 0 else list(ways)[::-1]:
+            time.sleep(_PAUSE)
+            ways[name]()
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 ways[name]()

@@ -37,7 +37,7 @@ void multiply_generic(int64_t steps, const void* a, const void* b, int64_t panel
   }
 }
 
-constexpr TileKernel kGeneric{8, 4, 24, 1, 1, false, multiply_generic};
+constexpr TileKernel kGeneric{8, 4, 24, 1, 1, 256, false, multiply_generic};
 
 #if EASYEDIT_FAST_HAS_X86
 // 4 x 3 sums of 8 lanes, 3 vectors of b and one of a: all 16 registers.
@@ -180,25 +180,16 @@ EASYEDIT_FAST_FOR_AMX_BF16 void multiply_amx(int64_t steps, const void* a, const
   _tile_release();
 }
 
-constexpr TileKernel kAvx2{
-    8, 4, 24, 1, 1, false, by_panels<float, 4 * 24, multiply_add_avx2<1>, multiply_add_avx2<2>, multiply_add_avx2<3>>};
-constexpr TileKernel kAvx512{
-    16,
-    8,
-    48,
-    1,
-    1,
-    false,
-    by_panels<float, 8 * 48, multiply_add_avx512<1>, multiply_add_avx512<2>, multiply_add_avx512<3>>};
-constexpr TileKernel kAvx512Bf16{16,
-                                 8,
-                                 48,
-                                 2,
-                                 1,
-                                 false,
-                                 by_panels<std::uint32_t, 8 * 48, multiply_add_avx512_bf16<1>,
-                                           multiply_add_avx512_bf16<2>, multiply_add_avx512_bf16<3>>};
-constexpr TileKernel kAmxBf16{16, 32, 32, 2, 16, true, multiply_amx};
+constexpr auto kMultiplyAvx2 =
+    by_panels<float, 4 * 24, multiply_add_avx2<1>, multiply_add_avx2<2>, multiply_add_avx2<3>>;
+constexpr auto kMultiplyAvx512 =
+    by_panels<float, 8 * 48, multiply_add_avx512<1>, multiply_add_avx512<2>, multiply_add_avx512<3>>;
+constexpr auto kMultiplyAvx512Bf16 = by_panels<std::uint32_t, 8 * 48, multiply_add_avx512_bf16<1>,
+                                               multiply_add_avx512_bf16<2>, multiply_add_avx512_bf16<3>>;
+constexpr TileKernel kAvx2{8, 4, 24, 1, 1, 256, false, kMultiplyAvx2};
+constexpr TileKernel kAvx512{16, 8, 48, 1, 1, 256, false, kMultiplyAvx512};
+constexpr TileKernel kAvx512Bf16{16, 8, 48, 2, 1, 256, false, kMultiplyAvx512Bf16};
+constexpr TileKernel kAmxBf16{16, 32, 32, 2, 16, 512, true, multiply_amx};
 #endif
 
 }  // namespace

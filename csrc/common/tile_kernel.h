@@ -16,8 +16,9 @@ struct TileKernel {
   int lanes;
   int rows;
   int columns;
-  int terms_per_step;  // 1: float32, 2: bfloat16
-  int steps_multiple;  // steps must be a multiple of it
+  int terms_per_step;            // 1: float32, 2: bfloat16
+  int steps_multiple;            // steps must be a multiple of it
+  std::int64_t steps_per_block;  // after so many, sums go to memory: a tile's panels stay in a near cache
   bool transposed_left;
   void (*multiply)(std::int64_t steps, const void* a, const void* b, std::int64_t panel_words, int panels, float* tile);
 };
@@ -29,9 +30,10 @@ const TileKernel* bfloat16_kernel();
 // Bounds of every TileKernel, for buffers on the stack.
 constexpr int kMaxTileElements = 32 * 32;
 constexpr int kMaxLanes = 16;
+constexpr std::int64_t kMaxTermsPerBlock = 1024;
 
 // A float32 sum runs over so many products before it is folded into the sum of such sums. Rounding
 // errors then grow with the number of folds, not of products.
-constexpr std::int64_t kTermsPerSum = 32;
+constexpr std::int64_t kTermsPerSum = 64;
 
 }  // namespace easyedit_fast

@@ -12,8 +12,6 @@ namespace {
 using std::int64_t;
 using std::uint32_t;
 
-// Steps of a block: the three panels of a tile's columns fit the first cache.
-constexpr int64_t kStepsPerBlock = 512;
 // Steps that are packed at a time: so many rows of x are read side by side.
 constexpr int64_t kStepsPerChunk = 16;
 constexpr int64_t kBytesPerGroup = 8 << 20;
@@ -133,9 +131,8 @@ Panels::Words Panels::allocate(int64_t words) {
 }
 
 Panels::Panels(const SecondMoment& params, int64_t rows) : params_(params) {
-  constexpr int64_t kRowsPerBlock = 2 * kStepsPerBlock;
   const int64_t fitting = kBytesPerGroup / (params.columns * static_cast<int64_t>(sizeof(float)));
-  rows_per_group_ = std::min(rows, std::max(kRowsPerBlock, fitting / kRowsPerBlock * kRowsPerBlock));
+  rows_per_group_ = std::min(rows, std::max(kMaxTermsPerBlock, fitting / kMaxTermsPerBlock * kMaxTermsPerBlock));
 }
 
 bool Panels::pack(const TileKernel& kernel, const int64_t* rows, int64_t count, int threads) {
@@ -155,8 +152,8 @@ bool Panels::pack(const TileKernel& kernel, const int64_t* rows, int64_t count, 
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(max : largest)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t step = chunk * kStepsPerChunk;
-    const int64_t block = step / kStepsPerBlock;
-    const int64_t offset = place(block, 0) + step % kStepsPerBlock * kernel.lanes;
+    const int64_t block = step / kernel.steps_per_block;
+    const int64_t offset = place(block, 0) + step % kernel.steps_per_block * kernel.lanes;
     const int64_t steps = std::min(kStepsPerChunk, steps_ - step);
     largest = std::max(largest, pack({params_, rows + step * terms, std::min(count - step * terms, steps * terms),
                                       steps, padded_columns_ / kernel.lanes, panel_words(block), right_.get() + offset,
@@ -166,12 +163,14 @@ bool Panels::pack(const TileKernel& kernel, const int64_t* rows, int64_t count, 
   return terms == 1 || far_above_zero(largest);
 }
 
-int64_t Panels::blocks() const { return (steps_ + kStepsPerBlock - 1) / kStepsPerBlock; }
+int64_t Panels::blocks() const { return (steps_ + kernel_->steps_per_block - 1) / kernel_->steps_per_block; }
 
-int64_t Panels::steps(int64_t block) const { return std::min(kStepsPerBlock, steps_ - block * kStepsPerBlock); }
+int64_t Panels::steps(int64_t block) const {
+  return std::min(kernel_->steps_per_block, steps_ - block * kernel_->steps_per_block);
+}
 
 int64_t Panels::place(int64_t block, int64_t column) const {
-  return block * kStepsPerBlock * padded_columns_ + column / kernel_->lanes * panel_words(block);
+  return block * kernel_->steps_per_block * padded_columns_ + column / kernel_->lanes * panel_words(block);
 }
 
 const uint32_t* Panels::left(int64_t block, int64_t row) const {

@@ -17,7 +17,7 @@ using std::int64_t;
 // What a task takes of out. The panels of its columns stay in the second cache; both are multiples of
 // every tile's rows and columns.
 constexpr int64_t kColumnsPerTask = 384;
-constexpr int64_t kRowsPerTask = 192;
+constexpr int64_t kRowsPerTask = 96;
 
 // Numbers of the rows to count.
 std::vector<int64_t> counted_rows(const SecondMoment& params) {
@@ -40,6 +40,17 @@ struct AddTile {
     }
   }
 };
+
+// Asks for a tile of out early: it arrives while the products are counted.
+void fetch_tile(const float* out, int64_t rows, int64_t columns, int64_t size) {
+  constexpr int64_t kFloatsPerLine = 16;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; column += kFloatsPerLine) {
+      __builtin_prefetch(out + row * size + column, 1);
+    }
+    __builtin_prefetch(out + row * size + columns - 1, 1);
+  }
+}
 
 // A rectangle of out that reaches into the lower triangle.
 struct Part {
@@ -67,6 +78,7 @@ void add_block(const Panels& panels, int64_t block, const Part& part, float* out
     for (int64_t column = part.column; column < stop; column += kernel.columns) {
       const int64_t columns = std::min<int64_t>(stop - column, kernel.columns);
       const int count = static_cast<int>((columns + kernel.lanes - 1) / kernel.lanes);
+      fetch_tile(out + row * size + column, rows, columns, size);
       kernel.multiply(panels.steps(block), panels.left(block, row), panels.right(block, column),
                       panels.panel_words(block), count, tile);
       add_tile(tile, kernel.columns, row, rows, column, out, size);
