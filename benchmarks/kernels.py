@@ -66,8 +66,8 @@ def main() -> None:
 def _timed(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each way, round by round; a way is repeated until it takes 20 ms.
 
-    Each begins after a pause, in which the threads of the last way go to sleep (OpenBLAS's spin on a
-    core for a while after a call), and a call that is not counted, which wakes its own.
+    Each begins after a pause, in which the threads of the last way go to sleep (OpenBLAS's spin on
+    a core for a while after a call), and a call that is not counted, which wakes its own.
     """
     repeats = {}
     for name, way in ways.items():
