@@ -35,6 +35,7 @@ from easyedit_fast.models.architectures import (
     edited_module,
     module,
 )
+from easyedit_fast.models.attention import shared_keys
 from easyedit_fast.models.passes import call_with_cache, reading_layers, run_decoder
 from easyedit_fast.models.prefix import Cut, PrefixCache, PrefixRecorder, StandInCache
 from easyedit_fast.models.tracing import (
@@ -183,13 +184,15 @@ class Tail:
         """
         projection = edited_module(self.model, self.architecture, self.layer)
         blocks = block_list(self.model, self.architecture)[self.layer :]
+        calls = self._calls
         with contextlib.ExitStack() as stack:
             stack.enter_context(frozen(self.model))
+            stack.enter_context(shared_keys(blocks))
             if delta is not None:
                 shift = _ShiftFirstToken(delta)
                 stack.enter_context(edit_output(projection, shift))
             hidden = self.entering
-            for part, call in zip(blocks, self._calls, strict=True):
+            for part, call in zip(blocks, calls, strict=True):
                 output = part(hidden, *call.args, **call.kwargs)
                 hidden = output[0] if isinstance(output, tuple) else output
             rows = rows.to(hidden.device)
