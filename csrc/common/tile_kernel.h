@@ -18,7 +18,7 @@ struct TileKernel {
   int columns;
   int terms_per_step;            // 1: float32, 2: bfloat16
   int steps_multiple;            // steps must be a multiple of it
-  std::int64_t steps_per_block;  // after so many, sums go to memory: a tile's panels stay in a near cache
+  std::int64_t steps_per_block;  // between two additions to the result: a tile's panels stay in a near cache
   bool transposed_left;
   void (*multiply)(std::int64_t steps, const void* a, const void* b, std::int64_t panel_words, int panels, float* tile);
 };

@@ -52,6 +52,48 @@ def test_the_model_keeps_its_attention(family: str) -> None:
     assert (model.config.to_dict(), model.config._attn_implementation) == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", ["bool", "added", "longer"])
+def test_equals_what_transformers_computes(mask: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+
+    module = tiny_model("llama").model.layers[0].self_attn
+    query, key, value = draw(3, 4, 5, 8), draw(3, 2, 9, 8), draw(3, 2, 9, 8)
+    seen = torch.rand(3, 1, 5, 12 if mask == "longer" else 9, generator=generator) > 0.3
+    seen[..., 0] = True
+    added = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    given = seen if mask == "bool" else added
+    ours, _ = attention._attend(module, query, key, value, given, scaling=0.3)
+    theirs, _ = attention.sdpa_attention_forward(
+        module, query, key, value, given[..., :9], scaling=0.3
+    )
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn(ours.shape, generator=generator).to(dtype)
+    # Gradients of shared keys are sums over their heads, which bfloat16 rounds in another order.
+    close = {} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 0.02}
+    for one, other in zip(
+        torch.autograd.grad(ours, (query, key, value), weights),
+        torch.autograd.grad(theirs, (query, key, value), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, **close)
+
+
+def test_a_model_of_the_same_configuration_computes_the_same() -> None:
+    first = tiny_model("llama")
+    other = type(first)(first.config).eval()
+    tokens = torch.arange(3, 15).view(2, 6)
+    mask = torch.tensor([[1] * 6, [0, 0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        alone = other(tokens, attention_mask=mask).logits
+        with attention.shared_keys(block_list(first, architecture_of(first))):
+            meanwhile = other(tokens, attention_mask=mask).logits
+    torch.testing.assert_close(meanwhile[mask.bool()], alone[mask.bool()])
+
+
 @pytest.mark.parametrize("choice", ["eager", "sdpa"])
 def test_only_sdpa_is_replaced(choice: str) -> None:
     model = tiny_model("llama", attn_implementation=choice)

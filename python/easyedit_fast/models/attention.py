@@ -2,7 +2,7 @@
 
 With a mask, transformers repeats keys and values for each query head of a group and leaves the
 rest to torch; on the CPU these copies and their gradients cost as much as the attention. Torch's
-own kernel reads shared keys where they are.
+own kernel for the CPU reads shared keys where they are, from 2.9 on.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 _CHOICE = "_attn_implementation"  # of a configuration; blocks read it in every call
 _NAME = "easyedit_fast_shared_keys"
@@ -24,11 +26,12 @@ _NAME = "easyedit_fast_shared_keys"
 def shared_keys(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Blocks called in the ``with`` block read shared keys where they are.
 
-    Masks are to be made outside: transformers makes them for the attention that the model names.
+    What differs is a name in the blocks' configuration; a model that shares it computes the same
+    in the meantime.
 
     Args:
         blocks: Blocks of a decoder. Those that do not use transformers' SDPA with grouped queries
-            are left as they are.
+            are left as they are, and all are with an older torch.
     """
     configs: dict[int, Any] = {
         id(part.config): part.config
@@ -36,6 +39,9 @@ def shared_keys(blocks: Iterable[nn.Module]) -> Iterator[None]:
         for part in block.modules()
         if getattr(part, "num_key_value_groups", 1) > 1
         and getattr(getattr(part, "config", None), _CHOICE, None) == "sdpa"
+        # Those of others would change with it.
+        and not getattr(part.config, "sub_configs", None)
+        and torch.__version__ >= "2.9"  # compared as versions
     }
     try:
         for config in configs.values():
@@ -70,7 +76,8 @@ def _attend(
         kwargs: What else the model says, for the cases that are left to transformers.
     """
     special = kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
-    if query.device.type != "cpu" or attention_mask is None or special:
+    sizes = {query.shape[-1], key.shape[-1], value.shape[-1]}
+    if query.device.type != "cpu" or attention_mask is None or special or len(sizes) > 1:
         result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -79,7 +86,7 @@ def _attend(
         query,
         key,
         value,
-        attn_mask=attention_mask,
+        attn_mask=attention_mask[..., : key.shape[-2]],
         dropout_p=dropout,
         scale=scaling,
         enable_gqa=True,
@@ -88,3 +95,4 @@ def _attend(
 
 
 AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)

@@ -187,7 +187,8 @@ class Tail:
         calls = self._calls
         with contextlib.ExitStack() as stack:
             stack.enter_context(frozen(self.model))
-            stack.enter_context(shared_keys(blocks))
+            if self.entering.device.type == "cpu":
+                stack.enter_context(shared_keys(blocks))
             if delta is not None:
                 shift = _ShiftFirstToken(delta)
                 stack.enter_context(edit_output(projection, shift))
