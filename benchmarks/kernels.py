@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -44,8 +45,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--without-bfloat16",
+        action="store_true",
+        help="bfloat16 as on processors that have no instructions for it, and nothing else",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.without_bfloat16:
+        _without_bfloat16(options)
+        return
     rows = []
     for columns, count in _ROWS.items():
         rows += _second_moment_rows(columns, count, options.rounds)
@@ -60,6 +69,27 @@ def main() -> None:
         ["kernel", "size", "dtype", "way", "milliseconds", "rate", "ours is faster by"],
         rows,
         _notes(options.threads),
+    )
+
+
+def _without_bfloat16(options: argparse.Namespace) -> None:
+    """Times bfloat16 rows where torch (oneDNN) and we have AVX-512, or AVX2, and no more."""
+    # oneDNN reads it once, so that a second set of instructions takes a second process.
+    path = os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE").lower().split("_")[0]
+    _kernels.use_cpu_path(name=path)
+    rows = []
+    for columns, count in _ROWS.items():
+        rows += _bfloat16_rows(columns, count, options.rounds)
+    for rank in _RANKS:
+        rows += _rank_update_rows(_WEIGHTS[-1], torch.bfloat16, rank, options.rounds)
+    report.write(
+        f"kernels_{path}_bfloat16",
+        f"bfloat16 rows on a processor that ends at {path}",
+        f"ONEDNN_MAX_CPU_ISA={os.environ['ONEDNN_MAX_CPU_ISA']} python benchmarks/kernels.py "
+        f"--without-bfloat16 --rounds {options.rounds} --threads {options.threads}",
+        ["kernel", "size", "dtype", "way", "milliseconds", "rate", "ours is faster by"],
+        rows,
+        [f"{options.threads} threads; oneDNN and our kernels were held to {path}."],
     )
 
 
@@ -95,10 +125,8 @@ def _on_path(path: str, call: Callable[[], Any]) -> None:
 def _second_moment_rows(columns: int, count: int, rounds: int) -> list[list[str]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, columns, generator=generator)
-    rounded = x.bfloat16()
     out = torch.zeros(columns, columns)
     for_blas = np.zeros((columns, columns), dtype=np.float32, order="F")
-    best = _kernels.cpu_path()
     ways: dict[str, Callable[[], Any]] = {
         "addmm_": lambda: out.addmm_(x.T, x),
         "ssyrk": lambda: blas.ssyrk(1.0, x.numpy().T, beta=1.0, c=for_blas, overwrite_c=1),
@@ -112,14 +140,21 @@ def _second_moment_rows(columns: int, count: int, rounds: int) -> list[list[str]
     rows = _rows(
         "second_moment_", f"{count} × {columns}", "float32", ways, rounds, 2 * count * columns**2
     )
-    half: dict[str, Callable[[], Any]] = {
+    return rows + _bfloat16_rows(columns, count, rounds)
+
+
+def _bfloat16_rows(columns: int, count: int, rounds: int) -> list[list[str]]:
+    rounded = torch.randn(count, columns, generator=torch.Generator().manual_seed(0)).bfloat16()
+    out = torch.zeros(columns, columns)
+    best = _kernels.cpu_path()
+    ways: dict[str, Callable[[], Any]] = {
         "torch.mm": lambda: rounded.T @ rounded,
         f"second_moment_, {best}": functools.partial(
             _on_path, best, lambda: second_moment_(out, rounded)
         ),
     }
-    return rows + _rows(
-        "second_moment_", f"{count} × {columns}", "bfloat16", half, rounds, 2 * count * columns**2
+    return _rows(
+        "second_moment_", f"{count} × {columns}", "bfloat16", ways, rounds, 2 * count * columns**2
     )
 
 
