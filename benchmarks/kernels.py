@@ -35,9 +35,8 @@ from easyedit_fast.kernels import rank_update_, second_moment_
 _ROWS = {1536: 4096, 4096: 2048}  # of x, by its columns
 _WEIGHTS = [(576, 1536), (4096, 14336)]  # the demo model's, and that of an 8B Llama
 _RANKS = [1, 8]
-
-
 _PAUSE = 0.05  # seconds
+_COLUMNS = ["kernel", "size", "dtype", "way", "milliseconds", "rate", "ours is faster by"]
 
 
 def main() -> None:
@@ -66,7 +65,7 @@ def main() -> None:
         "kernels",
         "CPU kernels, against torch and OpenBLAS",
         f"python benchmarks/kernels.py --rounds {options.rounds} --threads {options.threads}",
-        ["kernel", "size", "dtype", "way", "milliseconds", "rate", "ours is faster by"],
+        _COLUMNS,
         rows,
         _notes(options.threads),
     )
@@ -87,7 +86,7 @@ def _without_bfloat16(options: argparse.Namespace) -> None:
         f"bfloat16 rows on a processor that ends at {path}",
         f"ONEDNN_MAX_CPU_ISA={os.environ['ONEDNN_MAX_CPU_ISA']} python benchmarks/kernels.py "
         f"--without-bfloat16 --rounds {options.rounds} --threads {options.threads}",
-        ["kernel", "size", "dtype", "way", "milliseconds", "rate", "ours is faster by"],
+        _COLUMNS,
         rows,
         [f"{options.threads} threads; oneDNN and our kernels were held to {path}."],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -14,6 +15,11 @@ from easyedit_fast.models.tail import Tail
 from tests.unit.tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def sharing(model: Any) -> contextlib.AbstractContextManager[None]:
+    blocks = block_list(model, architecture_of(model))
+    return attention.shared_keys(attention.sharing_configs(blocks))
 
 
 def run_tail(model: Any) -> Tensor:
@@ -46,8 +52,7 @@ def test_the_model_keeps_its_attention(family: str) -> None:
     model = tiny_model(family)
     before = model.config.to_dict(), model.config._attn_implementation
     run_tail(model)
-    blocks = block_list(model, architecture_of(model))
-    with pytest.raises(KeyboardInterrupt), attention.shared_keys(blocks):
+    with pytest.raises(KeyboardInterrupt), sharing(model):
         raise KeyboardInterrupt
     assert (model.config.to_dict(), model.config._attn_implementation) == before
 
@@ -89,7 +94,7 @@ def test_a_model_of_the_same_configuration_computes_the_same() -> None:
     mask = torch.tensor([[1] * 6, [0, 0, 0, 1, 1, 1]])
     with torch.no_grad():
         alone = other(tokens, attention_mask=mask).logits
-        with attention.shared_keys(block_list(first, architecture_of(first))):
+        with sharing(first):
             meanwhile = other(tokens, attention_mask=mask).logits
     torch.testing.assert_close(meanwhile[mask.bool()], alone[mask.bool()])
 
@@ -97,5 +102,5 @@ def test_a_model_of_the_same_configuration_computes_the_same() -> None:
 @pytest.mark.parametrize("choice", ["eager", "sdpa"])
 def test_only_sdpa_is_replaced(choice: str) -> None:
     model = tiny_model("llama", attn_implementation=choice)
-    with attention.shared_keys(block_list(model, architecture_of(model))):
+    with sharing(model):
         assert (model.config._attn_implementation == choice) == (choice == "eager")

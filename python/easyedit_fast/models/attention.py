@@ -8,7 +8,7 @@ own kernel for the CPU reads shared keys where they are, from 2.9 on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,18 +22,16 @@ _CHOICE = "_attn_implementation"  # of a configuration; blocks read it in every 
 _NAME = "easyedit_fast_shared_keys"
 
 
-@contextlib.contextmanager
-def shared_keys(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Blocks called in the ``with`` block read shared keys where they are.
-
-    What differs is a name in the blocks' configuration; a model that shares it computes the same
-    in the meantime.
+def sharing_configs(blocks: Iterable[nn.Module]) -> list[Any]:
+    """The configurations of those blocks whose query heads share keys, for `shared_keys`.
 
     Args:
-        blocks: Blocks of a decoder. Those that do not use transformers' SDPA with grouped queries
-            are left as they are, and all are with an older torch.
+        blocks: Blocks of a decoder. Those that do not use transformers' SDPA are left out, and all
+            are with an older torch.
     """
-    configs: dict[int, Any] = {
+    if torch.__version__ < "2.9":  # compared as versions
+        return []
+    found = {
         id(part.config): part.config
         for block in blocks
         for part in block.modules()
@@ -41,14 +39,23 @@ def shared_keys(blocks: Iterable[nn.Module]) -> Iterator[None]:
         and getattr(getattr(part, "config", None), _CHOICE, None) == "sdpa"
         # Those of others would change with it.
         and not getattr(part.config, "sub_configs", None)
-        and torch.__version__ >= "2.9"  # compared as versions
     }
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def shared_keys(configs: Sequence[Any]) -> Iterator[None]:
+    """Blocks of these configurations read shared keys where they are, in the ``with`` block.
+
+    What differs is a name in the configuration; a model that has the same one computes the same in
+    the meantime.
+    """
     try:
-        for config in configs.values():
+        for config in configs:
             setattr(config, _CHOICE, _NAME)
         yield
     finally:
-        for config in configs.values():
+        for config in configs:
             setattr(config, _CHOICE, "sdpa")
 
 

@@ -35,7 +35,7 @@ from easyedit_fast.models.architectures import (
     edited_module,
     module,
 )
-from easyedit_fast.models.attention import shared_keys
+from easyedit_fast.models.attention import shared_keys, sharing_configs
 from easyedit_fast.models.passes import call_with_cache, reading_layers, run_decoder
 from easyedit_fast.models.prefix import Cut, PrefixCache, PrefixRecorder, StandInCache
 from easyedit_fast.models.tracing import (
@@ -187,8 +187,7 @@ class Tail:
         calls = self._calls
         with contextlib.ExitStack() as stack:
             stack.enter_context(frozen(self.model))
-            if self.entering.device.type == "cpu":
-                stack.enter_context(shared_keys(blocks))
+            stack.enter_context(shared_keys(self._sharing))
             if delta is not None:
                 shift = _ShiftFirstToken(delta)
                 stack.enter_context(edit_output(projection, shift))
@@ -243,6 +242,12 @@ class Tail:
             )
         _check_chain(stand_ins, self.model)
         return tuple(_Call(part.args, part.kwargs) for part in stand_ins[self.layer :])
+
+    @functools.cached_property
+    def _sharing(self) -> list[Any]:
+        """Configurations of the blocks that read shared keys where they are: on a CPU alone."""
+        blocks = block_list(self.model, self.architecture)[self.layer :]
+        return sharing_configs(blocks) if self.entering.device.type == "cpu" else []
 
     def head(self, hidden: Tensor) -> Tensor:
         """The model's own way from hidden states ``[n, d_model]`` to logits ``[n, vocabulary]``."""
