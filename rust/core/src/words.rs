@@ -53,6 +53,14 @@ impl Token {
             ..self
         }
     }
+
+    fn moved_back(self, characters: usize) -> Self {
+        Self {
+            start: self.start.saturating_sub(characters),
+            end: self.end.saturating_sub(characters),
+            ..self
+        }
+    }
 }
 
 /// The tokens of an encoding.
@@ -113,14 +121,21 @@ impl Words {
         if add_special_tokens {
             found.extend_from_slice(&self.around.0);
         }
-        let mut characters = 0_usize;
-        for part in parts(text) {
+        let (mut characters, mut rest) = (0_usize, text);
+        let mut parts = parts(text).peekable();
+        while let Some(part) = parts.next() {
+            let mut met = vec![part];
             if !self.add_known(part, characters, &mut found) {
-                let own = tokens(&tokenizer.encode_char_offsets(part, false)?);
-                found.extend(own.iter().map(|token| token.moved(characters)));
-                self.keep(part, own);
+                // A call of the tokenizer costs more than what it does, so as much as can be.
+                while let Some(next) = parts.next_if(|next| !self.knows(next)) {
+                    met.push(next);
+                }
+                self.add_new(tokenizer, rest, &met, characters, &mut found)?;
             }
-            characters = characters.saturating_add(length(part));
+            for part in met {
+                characters = characters.saturating_add(length(part));
+                rest = rest.get(part.len()..).unwrap_or_default();
+            }
         }
         if add_special_tokens {
             found.extend_from_slice(&self.around.1);
@@ -130,24 +145,60 @@ impl Words {
 
     /// Adds the tokens of a part, if it is known.
     fn add_known(&self, part: &str, characters: usize, found: &mut Vec<Token>) -> bool {
-        // Never waited for: in a forked child nobody may be there to let go of it.
-        let Some(Ok(known)) = self.shard(part).map(RwLock::try_read) else {
-            return false;
-        };
-        let Some(own) = known.get(part) else {
-            return false;
-        };
-        found.extend(own.iter().map(|token| token.moved(characters)));
-        true
+        self.look_up(part, |own| {
+            found.extend(own.iter().map(|token| token.moved(characters)));
+        })
+        .is_some()
     }
 
-    fn keep(&self, part: &str, tokens: Vec<Token>) {
+    fn knows(&self, part: &str) -> bool {
+        self.look_up(part, |_| ()).is_some()
+    }
+
+    /// What `read` makes of the tokens of a part, if it is known.
+    fn look_up<T>(&self, part: &str, read: impl FnOnce(&[Token]) -> T) -> Option<T> {
+        // Never waited for: in a forked child nobody may be there to let go of it.
+        let known = self.shard(part)?.try_read().ok()?;
+        known.get(part).map(|own| read(own))
+    }
+
+    /// Adds the tokens of the parts with which a text begins, and keeps them.
+    fn add_new(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        parts: &[&str],
+        characters: usize,
+        found: &mut Vec<Token>,
+    ) -> tokenizers::Result<()> {
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        let all = tokens(&encode(tokenizer, text.get(..bytes).unwrap_or(text))?);
+        found.extend(all.iter().map(|token| token.moved(characters)));
+        let (mut own, mut start) = (all.as_slice(), 0_usize);
+        let mut left = parts.iter().peekable();
+        while let Some(part) = left.next() {
+            let end = start.saturating_add(length(part));
+            // All that is left are the last one's: spaces at its end may be trimmed to nothing.
+            let number = match left.peek() {
+                Some(_) => own.partition_point(|token| token.start < end),
+                None => own.len(),
+            };
+            let (first, others) = own.split_at(number);
+            self.keep(part, first, start);
+            (own, start) = (others, end);
+        }
+        Ok(())
+    }
+
+    /// Keeps the tokens of a part that begins at the character `start`.
+    fn keep(&self, part: &str, tokens: &[Token], start: usize) {
         // A poisoned or busy lock is no reason to fail: the part is kept another time.
         if part.len() <= LONGEST_BYTES
             && let Some(Ok(mut known)) = self.shard(part).map(RwLock::try_write)
             && known.len() < PARTS_PER_SHARD
         {
-            known.insert(part.into(), tokens.into());
+            let own = tokens.iter().map(|token| token.moved_back(start));
+            known.insert(part.into(), own.collect());
         }
     }
 
@@ -175,6 +226,16 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
         start = end;
         part.filter(|part| !part.is_empty())
     })
+}
+
+/// The encoding of a part, with offsets in characters.
+fn encode(tokenizer: &Tokenizer, part: &str) -> tokenizers::Result<Encoding> {
+    if part.is_ascii() {
+        // Its bytes are its characters, and offsets in bytes need no table of them.
+        tokenizer.encode(part, false)
+    } else {
+        tokenizer.encode_char_offsets(part, false)
+    }
 }
 
 fn length(part: &str) -> usize {
