@@ -8,7 +8,8 @@
   of the whole square, 2 n d²: a triangle alone would reach twice the processor's peak.
 - ``rank_update_`` (weight += output_factor @ input_factor): against an in-place scaling of the
   weight, which reads and writes it once, and against ``addmm_``. Rates count one reading and one
-  writing of the weight, the floor of every update.
+  writing of the weight, the floor of every update. "Without torch's operator" is the call of the
+  native module alone, without the checks and the dispatcher that every call from Python meets.
 
 Every way is run in turn with the others; the ratio is the median over the rounds.
 """
@@ -21,6 +22,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from scipy.linalg import blas
 from timing import median_ratio
 
 from easyedit_fast import _kernels
-from easyedit_fast.kernels import rank_update_, second_moment_
+from easyedit_fast.kernels import native, rank_update_, second_moment_
 
 _ROWS = {1536: 4096, 4096: 2048}  # of x, by its columns
 _WEIGHTS = [(576, 1536), (4096, 14336)]  # the demo model's, and that of an 8B Llama
@@ -117,8 +119,12 @@ def _timed(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list
 
 
 def _on_path(path: str, call: Callable[[], Any]) -> None:
+    usual = _kernels.cpu_path()
     _kernels.use_cpu_path(name=path)
-    call()
+    try:
+        call()
+    finally:
+        _kernels.use_cpu_path(name=usual)
 
 
 def _second_moment_rows(columns: int, count: int, rounds: int) -> list[list[str]]:
@@ -168,12 +174,17 @@ def _rank_update_rows(
     generator = torch.Generator().manual_seed(0)
     weight = (0.02 * torch.randn(shape, generator=generator)).to(dtype)
     copy = weight.clone()
+    module = native.load()
+    assert isinstance(module, ModuleType)
     left = 1e-6 * torch.randn(shape[0], rank, generator=generator)
     right = 1e-6 * torch.randn(rank, shape[1], generator=generator)
     ways: dict[str, Callable[[], Any]] = {
         "mul_": lambda: weight.mul_(1.0),
         "addmm_": lambda: weight.addmm_(left.to(dtype), right.to(dtype)),
         "rank_update_, checked first": lambda: rank_update_(weight, left, right),
+        "without torch's operator": lambda: native.rank_update_(
+            module, weight, left, right, "nearest", 0, copy
+        ),
         "rank_update_, original given": lambda: rank_update_(weight, left, right, original=copy),
     }
     size = f"{shape[0]} × {shape[1]}, rank {rank}"

@@ -20,7 +20,7 @@ using std::int64_t;
 using std::uint64_t;
 
 // Rows of weight that one task updates, and bytes of packed input factor that stay in the cache.
-constexpr int64_t kRowsPerTask = 64;
+constexpr int64_t kRowsPerTask = 32;
 constexpr int64_t kBytesPerBlock = 256 * 1024;
 
 enum class Pass { kCheck, kWrite };

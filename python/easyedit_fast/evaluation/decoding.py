@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -114,9 +115,11 @@ class Decoder:
             return _Batch(self, [passages[place] for place in places], edits).run()
 
         order = sorted(range(len(passages)), key=lambda place: len(passages[place].fed))
+        # Of even size: a small last batch reads all weights as often as a full one.
+        batch_size = math.ceil(len(order) / max(1, math.ceil(len(order) / self.batch_size)))
         outcomes: dict[int, Outcome] = {}
         with torch.no_grad(), frozen(self.model):
-            batches = run_in_batches(order, run, self.batch_size, refuse=Failures().refuse)
+            batches = run_in_batches(order, run, batch_size, refuse=Failures().refuse)
             for places, done in batches:
                 outcomes.update(zip(places, done, strict=True))
         return [outcomes[place] for place in range(len(passages))]

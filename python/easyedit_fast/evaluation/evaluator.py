@@ -39,7 +39,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 128
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 256
     ) -> None:
         """Takes a model and its (fast) tokenizer; the model's state is left as it is."""
         self.model = model
