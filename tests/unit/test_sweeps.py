@@ -219,7 +219,11 @@ def test_modes_follow_the_statistics(editor: Editor, caplog: pytest.LogCaptureFi
         sweep(editor, REQUESTS, LAYERS, ["full"])
 
 
-def test_texts_give_the_statistics_of_all_layers(editor: Editor, tmp_path: Path) -> None:
+def test_texts_give_the_statistics_of_all_layers(
+    editor: Editor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"  # other tests have no statistics
+    monkeypatch.setattr("easyedit_fast.moments.statistics.cache_folder", lambda: cache)
     text = tmp_path / "words.txt"
     text.write_text("\n".join(" ".join(WORDS[n % 7 : n % 7 + 8]) for n in range(120)))
     seen: list[str] = []
