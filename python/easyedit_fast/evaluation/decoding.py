@@ -8,19 +8,18 @@ on the keys and values of the tokens before are kept, and the rows go on token b
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from easyedit_fast.evaluation.isolation import RowUpdates, Updates
 from easyedit_fast.failures import Failures
 from easyedit_fast.models.memory import run_in_batches
-from easyedit_fast.models.passes import call_with_cache
+from easyedit_fast.models.passes import call_with_cache, head_only_at
 from easyedit_fast.models.prefix import RecordingCache, StandInCache
 from easyedit_fast.models.ragged import group_cost, partition
 from easyedit_fast.models.row_cache import RowCache, States
@@ -157,7 +156,7 @@ class _Batch:
         read = (places >= 0) & mask.bool()
         records = any(passage.new_tokens for passage in passages)
         cache = RecordingCache({}, 0) if records else StandInCache()
-        with _head_only_at(self.decoder.model, read):
+        with head_only_at(self.decoder.model, read):
             logits = self._logits(group, cache, ids, mask, columns)
         tokens = self._choose(logits[0], places[read])
         for row, number in zip(group, read.sum(dim=1).tolist(), strict=True):
@@ -240,18 +239,3 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     width = int(lengths.max())
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     return ids, (torch.arange(width) < lengths).long()
-
-
-@contextlib.contextmanager
-def _head_only_at(model: PreTrainedModel, read: Tensor) -> Iterator[None]:
-    """Feeds the head [1, p, d] instead of [n, t, d], so that [n, t, vocabulary] never exists."""
-
-    def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        hidden_states: Tensor = args[0]
-        return hidden_states[read.to(hidden_states.device)].unsqueeze(0), *args[1:]
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -135,6 +135,26 @@ def call_with_cache(part: nn.Module, cache: StandInCache, **arguments: Any) -> A
     return part(**arguments, use_cache=True, return_dict=True)
 
 
+@contextlib.contextmanager
+def head_only_at(model: PreTrainedModel, read: Tensor) -> Iterator[None]:
+    """Feeds the head [1, p, d] instead of [n, t, d], so that [n, t, vocabulary] never exists.
+
+    Args:
+        model: The model; in the ``with`` block its logits are ``[1, p, vocabulary]``.
+        read: ``[n, t]`` bool, the p places whose logits are wanted.
+    """
+
+    def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        hidden_states: Tensor = args[0]
+        return hidden_states[read.to(hidden_states.device)].unsqueeze(0), *args[1:]
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def columns_of(states: Tensor, columns: Tensor) -> Tensor:
     """Of ``states [rows, columns, d]``, the ``columns [rows, n]`` of each row: ``[rows, n, d]``."""
     return states.take_along_dim(columns.to(states.device)[..., None], dim=1)

@@ -1,0 +1,1 @@
+"""MEND: a trained editor network turns the gradient of an edit into a low-rank update."""

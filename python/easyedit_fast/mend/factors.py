@@ -1,0 +1,144 @@
+"""The gradients of some weights as factors: x and δ of each token, without any weight gradient."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_fast.models.passes import head_only_at
+from easyedit_fast.models.tracing import edit_output, frozen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TargetRows:
+    """Prompts with their targets, one row a request, padded on the right.
+
+    The last token of a row is left out: nothing is predicted from it.
+
+    Attributes:
+        input_ids: ``[rows, t]`` int64.
+        attention_mask: ``[rows, t]`` int64.
+        labels: ``[rows, t]`` int64: the target's token that each place predicts, else -100.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> TargetRows:
+        """From whole rows, whose labels stand at the target's own tokens.
+
+        Tokens that no prediction of a target depends on are cut off.
+        """
+        wanted = labels[:, 1:]
+        # Up to the last place that predicts a target's token.
+        needed = (wanted != -100).flip(1).cummax(dim=1).values.flip(1)
+        width = int(needed.sum(dim=1).max())
+        return cls(
+            input_ids[:, :width],
+            (attention_mask[:, :-1] * needed)[:, :width],
+            wanted[:, :width],
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenFactors:
+    """x and δ of all tokens.
+
+    Tokens whose x or δ is zero are left out, as in MEND's code: in the last block those that
+    predict nothing.
+
+    Attributes:
+        factors: By weight, x ``[tokens, d_in]`` and δ ``[tokens, d_out]``, in the model's dtype:
+            the gradient of row i's loss is the sum over its tokens of δ xᵀ.
+        tokens: By weight, how many of the tokens are each row's; rows follow each other.
+        losses: ``[rows]`` float32, mean negative log-likelihood of each row's target.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    tokens: dict[str, list[int]]
+    losses: Tensor
+
+
+def token_factors(
+    model: PreTrainedModel,
+    modules: Mapping[str, nn.Module],
+    rows: TargetRows,
+    *,
+    mean_over: str = "row",
+) -> TokenFactors:
+    """Runs prompts with their targets forwards and backwards.
+
+    The loss is the mean negative log-likelihood of the target's tokens. Nothing below the first
+    edited weight gets a gradient, and no weight does.
+
+    Args:
+        model: The model; it stays as it is.
+        modules: The modules of the edited weights, by the names of the weights.
+        rows: The rows.
+        mean_over: ``row``: each row has a loss of its own, so that its factors do not depend on
+            the others. ``batch``: one mean over the tokens of all rows, as in EasyEdit.
+    """
+    reads = rows.labels != -100
+    with frozen(model), torch.enable_grad(), _watched(modules) as seen:
+        with head_only_at(model, reads):
+            logits = model(
+                input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
+            ).logits[0]
+        targets = rows.labels[reads].to(logits.device)
+        nll = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        row = reads.nonzero()[:, 0].to(nll.device)
+        counts = torch.bincount(row, minlength=len(reads))
+        losses = nll.new_zeros(len(reads)).index_add(0, row, nll) / counts
+        loss = losses.sum() if mean_over == "row" else nll.mean()
+        deltas = torch.autograd.grad(loss, [output for _, output in seen.values()])
+    shape = rows.input_ids.shape
+    pairs = {
+        name: (x.reshape(*shape, -1), delta.reshape(*shape, -1))  # some MLPs flatten rows
+        for (name, (x, _)), delta in zip(seen.items(), deltas, strict=True)
+    }
+    taken = torch.stack([_count(x, delta).cpu() for x, delta in pairs.values()])
+    taken &= rows.attention_mask.bool().cpu()
+    return TokenFactors(
+        {
+            name: (x[mask.to(x.device)], delta[mask.to(delta.device)])
+            for (name, (x, delta)), mask in zip(pairs.items(), taken, strict=True)
+        },
+        dict(zip(pairs, taken.sum(dim=2).tolist(), strict=True)),
+        losses.detach(),
+    )
+
+
+@contextlib.contextmanager
+def _watched(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Keeps input and output of modules, the output with a gradient."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str, x: Tensor, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output.requires_grad_(True)  # a leaf: nothing before it has a gradient
+        seen[name] = x.detach(), output
+        return output
+
+    with contextlib.ExitStack() as stack:
+        for name, module in modules.items():
+
+            def hook(x: Tensor, output: Tensor, name: str = name) -> Tensor:
+                return keep(name, x, output)
+
+            stack.enter_context(edit_output(module, hook))
+        yield seen
+
+
+def _count(x: Tensor, delta: Tensor) -> Tensor:
+    """Which tokens ``[rows, t]`` count."""
+    return (x != 0).any(-1) & (delta != 0).any(-1)

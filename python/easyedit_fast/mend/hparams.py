@@ -1,0 +1,66 @@
+"""MEND's hyperparameters, with EasyEdit's keys."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+
+from easyedit_fast.hparams import Float, Hparams, NonNegativeInt, PathText, PositiveInt
+
+
+class MENDHyperParams(Hparams):
+    """What MEND's editor network is made of, and which weights it edits.
+
+    Attributes:
+        alg_name: ``MEND``.
+        model_name: Name or path of the model.
+        archive: The trained editor: a file of ours, or a checkpoint of EasyEdit's or MEND's.
+        inner_params: Names of the edited weights, e.g. ``model.layers.27.mlp.up_proj.weight``.
+        edit_lr: What the learned step size of each weight starts from.
+        lr_scale: Factor of every step size, as in the code of ROME's baselines.
+        n_hidden: Hidden layers of the network.
+        rank: Of the network's weights, at most.
+        init: ``id``: each layer adds to what it gets, and adds nothing at first; ``xavier``.
+        act: Kept for EasyEdit's files; an `IDMLP` knows no other than ``relu``.
+        mlp_class: Kept for them too; ``IDMLP``.
+        norm: Whether inputs are normalised by their running mean and deviation.
+        combine: One network for x and δ together.
+        one_sided: Only the smaller of x and δ is transformed.
+        x_only: Only x is transformed.
+        delta_only: Only δ is transformed.
+        shared: Weights of one shape share a network, with a scale and a shift of their own.
+        hidden_dim: Kept for them too; no meaning with an `IDMLP`.
+        seed: Of the network's first weights.
+    """
+
+    alg_name: Literal["MEND"] = "MEND"
+    model_name: str = ""
+    archive: PathText | None = None
+    inner_params: list[str] = pydantic.Field(min_length=1)
+    edit_lr: Float = 1e-4
+    lr_scale: Float = 1.0
+    n_hidden: NonNegativeInt = 1
+    rank: PositiveInt = 1920
+    init: Literal["id", "xavier"] = "id"
+    act: Literal["relu"] = "relu"
+    mlp_class: Literal["IDMLP"] = "IDMLP"
+    norm: bool = True
+    combine: bool = True
+    one_sided: bool = False
+    x_only: bool = False
+    delta_only: bool = False
+    shared: bool = True
+    hidden_dim: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+
+    @pydantic.model_validator(mode="after")
+    def _one_form(self) -> MENDHyperParams:
+        chosen = [
+            name for name in ("combine", "one_sided", "x_only", "delta_only") if getattr(self, name)
+        ]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other; switch on one of them")
+        if len(set(self.inner_params)) < len(self.inner_params):
+            raise ValueError("inner_params names a weight twice; name each once")
+        return self

@@ -1,0 +1,155 @@
+"""MEND held to EasyEdit's own code: factors, statistics, losses and outer gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from easyedit_fast.mend.factors import TargetRows, token_factors
+from easyedit_fast.mend.hparams import MENDHyperParams
+from easyedit_fast.mend.network import EditorNetwork
+from easyedit_fast.models.tracing import edit_output
+from tests.parity.mend_case import (
+    HPARAMS,
+    INNER_PARAMS,
+    LOCALITY,
+    ROWS,
+    TARGETS,
+    VARIANTS,
+    case_model,
+)
+
+Reference = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def tensors() -> Reference:
+    return load_file(Path(__file__).with_name("mend_easyedit.safetensors"))
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def reference(variant: str, tensors: Reference) -> Reference:
+    return below(tensors, f"{variant}.")
+
+
+@pytest.fixture
+def model(tensors: Reference) -> Any:
+    made = case_model()
+    made.load_state_dict(below(tensors, "model."))
+    return made
+
+
+@pytest.fixture
+def network(variant: str, reference: Reference, model: Any) -> EditorNetwork:
+    keys = {**HPARAMS, **VARIANTS[variant]}
+    known = {name: keys[name] for name in keys if name in MENDHyperParams.model_fields}
+    sizes = {name: tuple(model.get_parameter(name).T.shape) for name in INNER_PARAMS}
+    made = EditorNetwork(MENDHyperParams(**known), sizes)
+    made.load_state_dict(below(reference, "before."))
+    return made
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> Reference:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask
+
+
+def edit_rows() -> TargetRows:
+    ids, mask = padded(ROWS)
+    labels = torch.full_like(ids, -100)
+    for number, (row, target) in enumerate(zip(ROWS, TARGETS, strict=True)):
+        labels[number, len(row) - len(target) : len(row)] = torch.tensor(target)
+    return TargetRows.of(ids, mask, labels)
+
+
+def modules(model: Any) -> dict[str, nn.Module]:
+    return {name: model.get_submodule(name.removesuffix(".weight")) for name in INNER_PARAMS}
+
+
+@contextlib.contextmanager
+def edited(model: Any, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name, module in modules(model).items():
+            x, delta = factors[name]
+
+            def add(inputs: Tensor, output: Tensor, x: Tensor = x, d: Tensor = delta) -> Tensor:
+                return output + inputs @ x.T @ d
+
+            stack.enter_context(edit_output(module, add))
+        yield
+
+
+def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
+    scale = expected.norm().clamp_min(1e-6)
+    assert (found - expected).norm() / scale < 1e-4, what
+
+
+def assert_factors(
+    made: Mapping[str, tuple[Tensor, Tensor]], network: Any, reference: Reference, mode: str
+) -> None:
+    """Tokens are in another order there: the sums of their products are compared."""
+    for place, name in enumerate(INNER_PARAMS):
+        x, delta = made[name]
+        expected_x, expected_delta = (reference[f"{mode}.{side}.{name}"] for side in ("x", "delta"))
+        expected = network.edit_lrs[place] * expected_delta.T @ expected_x
+        assert_near(delta.T @ x, expected, name)
+        assert x.shape == expected_x.shape
+
+
+def test_an_edit(model: Any, network: EditorNetwork, reference: Reference) -> None:
+    network.load_state_dict(below(reference, "after."))
+    network.eval()
+    found = token_factors(model, modules(model), edit_rows(), mean_over="batch")
+    assert_factors(network(found.factors), network, reference, "eval")
+
+
+def test_a_training_step(model: Any, network: EditorNetwork, reference: Reference) -> None:
+    network.train()
+    rows = edit_rows()
+    found = token_factors(model, modules(model), rows, mean_over="batch")
+    made = network(found.factors)
+    assert_factors(made, network, reference, "train")
+    for name, tensor in network.state_dict().items():
+        expected = reference[f"after.{name}"]
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+    ids, mask = padded(LOCALITY)
+    model.requires_grad_(False)
+    with torch.no_grad():
+        base = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+    with edited(model, made):
+        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+        changed = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+    loss_edit = nn.functional.cross_entropy(logits.flatten(0, 1), rows.labels.flatten())
+    kl = (base.exp() * (base - changed)).sum(-1)
+    loss_loc = (kl * mask).sum() / mask.sum()
+    assert_near(loss_edit, reference["loss_edit"], "loss_edit")
+    assert_near(loss_loc, reference["loss_loc"], "loss_loc")
+    total = HPARAMS["cedit"] * loss_edit + HPARAMS["cloc"] * loss_loc
+    parameters = dict(network.named_parameters())
+    gradients = torch.autograd.grad(total, list(parameters.values()))
+    for name, gradient in zip(parameters, gradients, strict=True):
+        assert_near(gradient, reference[f"gradient.{name}"], name)
