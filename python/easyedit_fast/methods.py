@@ -87,13 +87,27 @@ def _make_rome(
     return Rome(model, tokenizer, architecture=architecture, hparams=hparams, preset=preset)
 
 
+def _make_mend(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: Architecture | None,
+    hparams: Any,
+    preset: str | None,
+) -> EditingMethod:
+    from easyedit_fast.mend import Mend
+
+    if preset is not None:
+        preset_values("mend", preset)
+    return Mend(model, tokenizer, architecture=architecture, hparams=hparams)
+
+
 def _rome_preset(name: str) -> dict[str, Any]:
     from easyedit_fast.rome.presets import preset_values
 
     return preset_values(name)
 
 
-METHODS: Mapping[str, MethodFactory] = {"rome": _make_rome}
+METHODS: Mapping[str, MethodFactory] = {"mend": _make_mend, "rome": _make_rome}
 """All methods by name."""
 
 _PRESETS: Mapping[str, Callable[[str], dict[str, Any]]] = {"rome": _rome_preset}
@@ -120,4 +134,7 @@ def preset_values(method: str, preset: str) -> dict[str, Any]:
         HparamsError: There is no such method or preset.
     """
     method_factory(method)
-    return _PRESETS[method.lower()](preset)
+    values = _PRESETS.get(method.lower())
+    if values is None:
+        raise HparamsError(f"{method} has no presets; leave preset={preset!r} out")
+    return values(preset)

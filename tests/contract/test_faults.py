@@ -24,14 +24,10 @@ from easyedit_fast.errors import (
     RequestError,
 )
 from easyedit_fast.ledger import applied_edit_ids
-from easyedit_fast.methods import METHODS
 from easyedit_fast.models.tracing import edit_output
 from easyedit_fast.timings import Timings
-from tests.contract.test_methods import assert_state, state_of
+from tests.contract.states import assert_state, state_of
 
-QUICK: dict[str, dict[str, Any]] = {
-    "rome": {"layers": [5], "v_num_grad_steps": 3, "context_templates": ["{}"]},
-}
 BAD_SUBJECT = "Qaqortoq"
 REQUESTS = [
     EditRequest("The official language of {} is", "Brazil", "Swedish"),
@@ -39,17 +35,11 @@ REQUESTS = [
     EditRequest("The capital of {} is", "Peru", "Oslo"),
 ]
 OTHERS = [REQUESTS[0], REQUESTS[2]]
-PHASES = ("evaluate before", "trunk", "optimise", "solve", "evaluate after")
-
-
-@pytest.fixture(params=sorted(METHODS))
-def editor(request: pytest.FixtureRequest, demo_model: Any) -> Iterator[Editor]:
-    """An editor on the demo model, which is checked to be as it was afterwards."""
-    model, tokenizer = demo_model
-    before = state_of(model)
-    yield Editor(model, tokenizer, method=request.param, hparams=QUICK[request.param])
-    assert_state(model, before)
-    assert not hasattr(model.config, "easyedit_fast_edits")
+PHASES = {
+    "rome": ("trunk", "optimise", "solve"),
+    "mend": ("gradients", "editor"),
+}
+EVALUATION = ("evaluate before", "evaluate after")
 
 
 class OutOfMemory(TorchDispatchMode):
@@ -131,7 +121,11 @@ def assert_same_edits(one: Sequence[Any], other: Sequence[Any]) -> None:
             assert (update.dense() - dense).norm() / dense.norm() < 1e-3
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("editor", "phase"),
+    [(method, phase) for method, own in PHASES.items() for phase in (*own, *EVALUATION)],
+    indirect=["editor"],
+)
 def test_memory_runs_out_for_good_in_a_phase(editor: Editor, phase: str) -> None:
     with out_of_memory(phase, 3) as fault:
         with pytest.raises(OutOfMemoryError, match=r"memory ran out \(2\.00 GiB were asked for\)"):
@@ -139,7 +133,15 @@ def test_memory_runs_out_for_good_in_a_phase(editor: Editor, phase: str) -> None
         assert fault.seen >= 3
 
 
-@pytest.mark.parametrize("phase", ["trunk", "optimise", "evaluate after"])
+@pytest.mark.parametrize(
+    ("editor", "phase"),
+    [
+        (method, phase)
+        for method, own in PHASES.items()
+        for phase in (*(name for name in own if name not in ("solve", "editor")), "evaluate after")
+    ],
+    indirect=["editor"],
+)
 def test_memory_that_runs_out_once_costs_nothing(
     editor: Editor, phase: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,12 +9,8 @@ import torch
 
 from easyedit_fast import Edit, Editor, EditRequest
 from easyedit_fast.errors import EditStateError, HparamsError, NonFiniteError, RequestError
-from easyedit_fast.methods import METHODS
+from tests.contract.states import state_of
 
-# Few steps and templates: what is tested here does not depend on how good the edit is.
-QUICK: dict[str, dict[str, Any]] = {
-    "rome": {"layers": [5], "v_num_grad_steps": 6, "context_templates": ["{}", "I think. {}"]},
-}
 REQUESTS = [
     EditRequest(
         prompt="The Eiffel Tower is located in the city of",
@@ -29,35 +24,6 @@ REQUESTS = [
     ),
     EditRequest(prompt="The official language of {} is", subject="Brazil", target_new="Swedish"),
 ]
-
-
-@pytest.fixture(params=sorted(METHODS))
-def editor(request: pytest.FixtureRequest, demo_model: Any) -> Iterator[Editor]:
-    """An editor on the demo model, which is checked to be as it was afterwards."""
-    model, tokenizer = demo_model
-    before = state_of(model)
-    yield Editor(model, tokenizer, method=request.param, hparams=QUICK[request.param])
-    assert_state(model, before)
-
-
-def state_of(model: torch.nn.Module) -> dict[str, Any]:
-    return {
-        "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
-        "flags": {name: p.requires_grad for name, p in model.named_parameters()},
-        "training": [part.training for part in model.modules()],
-        "hooks": [
-            len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()
-        ],
-        "modules": list(model._modules),
-    }
-
-
-def assert_state(model: torch.nn.Module, before: dict[str, Any]) -> None:
-    after = state_of(model)
-    for name, weight in before.pop("weights").items():
-        assert torch.equal(after["weights"][name], weight), name
-    for key, value in before.items():
-        assert after[key] == value, key
 
 
 def test_after_edit_the_model_is_edited(editor: Editor) -> None:
@@ -119,7 +85,7 @@ def test_editing_is_for_a_while_also_after_an_exception(editor: Editor) -> None:
         fail()
 
 
-def test_padding_side_changes_nothing(editor: Editor) -> None:
+def test_padding_side_changes_nothing(editor: Editor, quick_hparams: dict[str, Any]) -> None:
     updates = []
     side = editor.tokenizer.padding_side
     try:
@@ -129,7 +95,7 @@ def test_padding_side_changes_nothing(editor: Editor) -> None:
                 editor.model,
                 editor.tokenizer,
                 method=editor.method.name,
-                hparams=QUICK[editor.method.name],
+                hparams=quick_hparams[editor.method.name],
             )
             result = again.edit(REQUESTS, isolated=True)
             updates.append((result.edits, result.metrics))
@@ -151,7 +117,8 @@ def test_a_saved_edit_is_the_same_edit(editor: Editor, tmp_path: Any) -> None:
     loaded = Edit.load(tmp_path / "edit.safetensors")
     assert loaded.requests == REQUESTS[:1]
     assert loaded.hparams == editor.method.used_hparams()
-    assert None not in (loaded.hparams["mom2_adjustment"], loaded.hparams["context_templates"])
+    if editor.method.name == "rome":  # what its hyperparameters may leave open
+        assert None not in (loaded.hparams["mom2_adjustment"], loaded.hparams["context_templates"])
     with loaded.applied(editor.model):
         for name, weight in editor.model.named_parameters():
             assert torch.equal(weight, edited[name])

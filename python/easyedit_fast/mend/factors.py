@@ -62,11 +62,13 @@ class TokenFactors:
             the gradient of row i's loss is the sum over its tokens of δ xᵀ.
         tokens: By weight, how many of the tokens are each row's; rows follow each other.
         losses: ``[rows]`` float32, mean negative log-likelihood of each row's target.
+        inputs_finite: ``[rows]``, whether every x of a row is finite.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
     tokens: dict[str, list[int]]
     losses: Tensor
+    inputs_finite: Tensor
 
 
 def token_factors(
@@ -115,6 +117,9 @@ def token_factors(
         },
         dict(zip(pairs, taken.sum(dim=2).tolist(), strict=True)),
         losses.detach(),
+        torch.stack(
+            [x.isfinite().flatten(1).all(1).to(losses.device) for x, _ in pairs.values()]
+        ).all(dim=0),
     )
 
 

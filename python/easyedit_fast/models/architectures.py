@@ -323,20 +323,31 @@ def edited_module(model: nn.Module, architecture: Architecture, layer: int) -> n
     _refuse_wrapped(model)
     block(model, architecture, layer)
     path = architecture.projection_name(layer)
-    projection = module(model, path)
-    conv1d = _is_conv1d(projection)
-    if not (conv1d or isinstance(projection, nn.Linear)):
-        raise ModelError(
-            f"{path!r} is a {type(projection).__name__}, not a plain Linear or Conv1D; merge the "
-            "adapters, or load the model without quantisation"
-        )
-    if conv1d != (architecture.weight_layout == "in_out"):
+    projection, layout = linear_module(model, path)
+    if layout != architecture.weight_layout:
         raise ModelError(
             f"{path!r} is a {type(projection).__name__}, which is not the declared weight_layout "
             f"{architecture.weight_layout!r}; correct the architecture"
         )
-    _check_weight(projection.weight, path)
     return projection
+
+
+def linear_module(model: nn.Module, path: str) -> tuple[nn.Module, WeightLayout]:
+    """A module whose weight can be edited, and how that weight lies.
+
+    Raises:
+        ModelError: There is no such module; not a plain `Linear` or ``Conv1D``; quantised,
+            sharded or offloaded.
+    """
+    found = module(model, path)
+    conv1d = _is_conv1d(found)
+    if not (conv1d or isinstance(found, nn.Linear)):
+        raise ModelError(
+            f"{path!r} is a {type(found).__name__}, not a plain Linear or Conv1D; merge the "
+            "adapters, or load the model without quantisation"
+        )
+    _check_weight(found.weight, path)
+    return found, "in_out" if conv1d else "out_in"
 
 
 def key_size(model: nn.Module, architecture: Architecture, layer: int) -> int:

@@ -1,0 +1,161 @@
+"""Trained editors on disk: our safetensors file, and the checkpoints of EasyEdit and of MEND."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easyedit_fast.errors import DataFileError, MissingFileError
+from easyedit_fast.files import replacing, write_whole
+
+FORMAT = "easyedit-fast.mend-editor"
+FORMAT_VERSION = 1
+_OLD_PREFIX = "gtn."  # of the transforms, in MEND's own code
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EditorFile:
+    """What a file holds.
+
+    Attributes:
+        tensors: By the names of `EditorNetwork`.
+        hparams: The hyperparameters, as plain JSON values; empty in a checkpoint of the peers.
+        card: What else is told of the editor: model, data, steps, scores.
+    """
+
+    tensors: dict[str, Tensor]
+    hparams: dict[str, Any]
+    card: dict[str, Any]
+
+
+def write_editor(path: Path, editor: EditorFile) -> None:
+    """Writes our form, whole or not at all.
+
+    The file's metadata holds ``format``, ``format_version``, ``editor`` (JSON) and ``sha256`` of
+    that JSON and the tensors.
+
+    Raises:
+        MissingFileError: The folder of `path` is not there.
+    """
+    from safetensors.torch import save
+
+    told = json.dumps({"hparams": editor.hparams, "card": editor.card}, ensure_ascii=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in editor.tensors.items()}
+    header = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "editor": told,
+        "sha256": _digest(told, tensors),
+    }
+    write_whole(path, save(tensors, metadata=header))
+
+
+def read_editor(path: Path) -> EditorFile:
+    """Reads our form, or the tensors of a checkpoint of EasyEdit or MEND; no code in it is run.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DataFileError: It is damaged, or holds no editor.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"there is no editor file {str(path)!r}; check the path (archive)")
+    return _read_checkpoint(path) if zipfile.is_zipfile(path) else _read_own(path)
+
+
+def write_easyedit_checkpoint(path: Path, tensors: Mapping[str, Tensor], config: Any) -> None:
+    """Writes a checkpoint that EasyEdit loads as ``archive``.
+
+    Args:
+        path: Where to.
+        tensors: By the names of `EditorNetwork`.
+        config: The model's config, which EasyEdit compares with that of its own.
+
+    Raises:
+        MissingFileError: The folder of `path` is not there.
+    """
+    plain = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    with replacing(path) as partial:
+        torch.save({"model": {**plain, "model_config": config}, "step": 0}, partial)
+
+
+def _read_own(path: Path) -> EditorFile:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataFileError(
+            f"{path} is damaged, or neither a safetensors file nor a checkpoint ({error})"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise DataFileError(f"{path} holds no MEND editor; give one as archive")
+    if header.get("format_version") != str(FORMAT_VERSION):
+        raise DataFileError(
+            f"{path} is of format version {header.get('format_version')!r}, and this release reads "
+            f"{FORMAT_VERSION}; update easyedit-fast"
+        )
+    told = header.get("editor", "")
+    if header.get("sha256") != _digest(told, tensors):
+        raise DataFileError(
+            f"{path} is damaged (its contents do not match its digest); get or make it again"
+        )
+    known = json.loads(told)
+    return EditorFile(tensors, known["hparams"], known["card"])
+
+
+def _read_checkpoint(path: Path) -> EditorFile:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        inert: list[Any] = [(_named(name), name) for name in names]
+        with torch.serialization.safe_globals(inert):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError) as error:
+        # Torch's own text begins with the advice to read it unsafely.
+        found = str(error).rpartition("trusted source.")[2].partition("Check the documentation")[0]
+        reason = " ".join(found.split())
+        raise DataFileError(f"{path} is no checkpoint that can be read safely: {reason}") from None
+    state = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise DataFileError(f"{path} holds no 'model', as checkpoints of EasyEdit and MEND do")
+    tensors = {
+        name.replace(_OLD_PREFIX, "mend.", 1) if name.startswith(_OLD_PREFIX) else name: tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+    }
+    if "edit_lrs" not in tensors:
+        raise DataFileError(f"{path} holds no 'edit_lrs'; is it a checkpoint of MEND?")
+    return EditorFile(tensors, {}, {})
+
+
+class _Inert:
+    """Stands in for whatever a checkpoint names: what should be made of it is a plain mapping."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        """Of torch's few types that may be filled when only weights are read."""
+        return collections.OrderedDict()
+
+
+def _named(name: str) -> type:
+    """A class of its own for each name, as torch's table of them wants it."""
+    return type(name.rpartition(".")[2], (_Inert,), {})
+
+
+def _digest(told: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(told.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

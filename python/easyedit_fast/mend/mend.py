@@ -1,0 +1,326 @@
+"""MEND for one model: from requests to the updates of its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_fast.data import RequestTokenizer
+from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, RequestError
+from easyedit_fast.failures import Failures
+from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
+from easyedit_fast.mend.editor_files import EditorFile, read_editor
+from easyedit_fast.mend.factors import TargetRows, TokenFactors, token_factors
+from easyedit_fast.mend.hparams import MENDHyperParams
+from easyedit_fast.mend.network import EditorNetwork
+from easyedit_fast.models.architectures import Architecture, architecture_of, linear_module
+from easyedit_fast.models.limits import context_length, find_token, tokens_without_embedding
+from easyedit_fast.models.memory import BatchSize, run_in_batches
+from easyedit_fast.requests import EditRequest
+from easyedit_fast.timings import Timings
+from easyedit_fast.updates import ComputedUpdates, LowRankUpdate, WeightLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_AT_ONCE = 64
+_WEIGHT = ".weight"
+
+
+class Mend:
+    """MEND with a trained editor network (Mitchell et al., arXiv 2110.11309).
+
+    A request's update does not depend on the others: edits together are the sum of what each of
+    them would be alone.
+
+    Attributes:
+        name: ``mend``.
+        hparams: The hyperparameters.
+        architecture: Where the model's parts are.
+        network: The editor network.
+    """
+
+    name = "mend"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None = None,
+        architecture: Architecture | None = None,
+    ) -> None:
+        """Reads the editor and checks that it fits the model.
+
+        Args:
+            model: The model to edit.
+            tokenizer: Its (fast) tokenizer.
+            hparams: Keys that override those in the editor's file, the path of a YAML file or a
+                shipped name, or hyperparameters ready made; ``archive`` names the editor's file.
+            architecture: Description of a family that the package does not know.
+
+        Raises:
+            HparamsError: No editor is named, or a value cannot be used.
+            MissingFileError: A file is not there.
+            DataFileError: The editor's file is damaged, or not one.
+            ModelError: The editor is not for this model, or not trained.
+        """
+        self.hparams, editor = resolve_mend_hparams(hparams)
+        self.architecture = architecture or architecture_of(model)
+        self._model = model
+        self._tokenizer = tokenizer
+        RequestTokenizer.from_transformers(tokenizer)  # refuses one that cannot be used
+        self._modules, self._layouts = _edited_modules(model, self.hparams.inner_params)
+        self.network = _network(self.hparams, editor, self._modules, self._layouts)
+        self.network.to(model.device).eval().requires_grad_(False)
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on beside the requests, as plain JSON values."""
+        return {
+            "hyperparameters": self.hparams.source,
+            "archive": self.hparams.archive,
+            "inner_params": list(self.hparams.inner_params),
+        }
+
+    def used_hparams(self) -> dict[str, Any]:
+        """The hyperparameters, as plain JSON values."""
+        return self.hparams.to_dict()
+
+    def requests_at_once(self, requests: Sequence[EditRequest]) -> int:
+        """How many of these are computed together."""
+        return min(len(requests), _AT_ONCE)
+
+    def compute(
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        isolated: bool,
+        timings: Timings,
+        batch_size: BatchSize = "auto",
+        failures: Failures | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ComputedUpdates:
+        """Computes the updates of some requests; the model is left as it was.
+
+        Args:
+            requests: The requests.
+            isolated: One update a request, or their sum.
+            timings: Gets the phases ``tokenise``, ``gradients`` and ``editor``.
+            batch_size: Requests that run together; fewer where memory runs out.
+            failures: Requests that are left out, those that fail here among them; None raises the
+                first failure.
+            progress: Called after each batch with the number of requests done and of all.
+
+        Raises:
+            RecordError: A request does not fit the model, has values that are not finite, or takes
+                more memory than there is. It is named.
+        """
+        failures = Failures() if failures is None else failures
+        size = self.requests_at_once(requests) if batch_size == "auto" else batch_size
+        found: dict[int, dict[str, LowRankUpdate]] = {}
+        losses: dict[int, float] = {}
+
+        def run(places: Sequence[int]) -> None:
+            updates, nll = self._batch(requests, places, failures, timings)
+            found.update(updates)
+            losses.update(nll)
+
+        wanted = failures.among(range(len(requests)))
+        for places, _ in run_in_batches(wanted, run, max(1, size), refuse=failures.refuse):
+            if progress is not None:
+                progress(places[-1] + 1, len(requests))
+        finished = failures.among(range(len(requests)))
+        own = [found[place] for place in finished]
+        details = [
+            {} if place in failures else {"nll": losses[place]} for place in range(len(requests))
+        ]
+        return ComputedUpdates(own if isolated or not own else [_joined(own)], details)
+
+    def _batch(
+        self,
+        requests: Sequence[EditRequest],
+        places: Sequence[int],
+        failures: Failures,
+        timings: Timings,
+    ) -> tuple[dict[int, dict[str, LowRankUpdate]], dict[int, float]]:
+        """Updates and losses of the requests at some places, but for those that fail."""
+        fitting = failures.among(places)
+        rows: TargetRows | None = None
+        with timings.phase("tokenise"):
+            while fitting and rows is None:
+                with failures.catching(fitting):
+                    rows = self._rows([requests[place] for place in fitting])
+                fitting = failures.among(fitting)
+        if rows is None:
+            return {}, {}
+        with timings.phase("gradients"):
+            gradients = token_factors(self._model, self._modules, rows)
+            _refuse_not_finite(gradients, fitting, failures)
+        with timings.phase("editor"), torch.no_grad():
+            factors = self.network(gradients.factors)
+            split = {
+                name: [side.split(gradients.tokens[name]) for side in pair]
+                for name, pair in factors.items()
+            }
+            updates: dict[int, dict[str, LowRankUpdate]] = {}
+            for number, place in enumerate(fitting):
+                if place in failures:
+                    continue
+                with failures.catching(fitting), _naming(number):
+                    updates[place] = {
+                        name: LowRankUpdate(delta[number].T, x[number], self._layouts[name])
+                        for name, (x, delta) in split.items()
+                    }
+        return updates, dict(zip(fitting, gradients.losses.tolist(), strict=True))
+
+    def _rows(self, requests: Sequence[EditRequest]) -> TargetRows:
+        tokenizer = RequestTokenizer.from_transformers(self._tokenizer)
+        texts = [f"{request.prompt} {request.target_new}" for request in requests]
+        spans = [
+            (len(request.prompt), len(text)) for request, text in zip(requests, texts, strict=True)
+        ]
+        batch = tokenizer.encode(texts, target_spans=spans)
+        assert batch.labels is not None
+        unknown = find_token(
+            batch.input_ids, tokens_without_embedding(self._model, self._tokenizer)
+        )
+        if unknown is not None:
+            row, column, reason = unknown
+            field = "prompt" if batch.labels[row, column] == -100 else "target_new"
+            raise RequestError(reason, record=row, field=field)
+        limit = context_length(self._model)
+        longest = int(batch.lengths.argmax())
+        if limit is not None and batch.lengths[longest] > limit:
+            raise RequestError(
+                f"with its target it takes {batch.lengths[longest]} tokens, and the model reads "
+                f"{limit} at most; shorten it",
+                record=longest,
+                field="prompt",
+            )
+        device = self._model.device
+        ids, mask, labels = (
+            torch.from_numpy(array).to(device)
+            for array in (batch.input_ids, batch.attention_mask, batch.labels)
+        )
+        return TargetRows.of(ids, mask, labels)
+
+
+def resolve_mend_hparams(
+    hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None,
+) -> tuple[MENDHyperParams, EditorFile]:
+    """The hyperparameters, from whatever form the user gave them in, and the editor they name.
+
+    Raises:
+        HparamsError: No editor is named, or a value cannot be used.
+        MissingFileError: A file is not there.
+        DataFileError: The editor's file is damaged, or not one.
+    """
+    if isinstance(hparams, Hparams):
+        if not isinstance(hparams, MENDHyperParams):
+            raise HparamsError(f"{type(hparams).__name__} is not for MEND; give MENDHyperParams")
+        return hparams.model_copy(deep=True), read_editor(_archive(hparams.archive))
+    if hparams is None or isinstance(hparams, Mapping):
+        given, source = dict(hparams or {}), "given"
+    else:
+        given, source = read_yaml(find_hparams_file(hparams)), os.fspath(hparams)
+    archive = _archive(given.get("archive"))
+    editor = read_editor(archive)
+    if not editor.hparams and "inner_params" not in given:
+        raise HparamsError(
+            f"{archive} does not say which weights it edits, as checkpoints of other packages do "
+            "not; give the hyperparameters that it was trained with, inner_params among them"
+        )
+    resolved = MENDHyperParams(**{**editor.hparams, **given, "archive": str(archive)})
+    return resolved.came_from(f"{archive}; {source}"), editor
+
+
+def _archive(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise HparamsError("MEND needs a trained editor; name its file as archive")
+    return Path(path)
+
+
+def _edited_modules(
+    model: PreTrainedModel, names: Sequence[str]
+) -> tuple[dict[str, nn.Module], dict[str, WeightLayout]]:
+    """The modules of the weights, and how these lie."""
+    modules: dict[str, nn.Module] = {}
+    layouts: dict[str, WeightLayout] = {}
+    for name in names:
+        if not name.endswith(_WEIGHT):
+            raise HparamsError(f"inner_params: {name!r} is no weight; its name ends in '.weight'")
+        modules[name], layouts[name] = linear_module(model, name.removesuffix(_WEIGHT))
+    return modules, layouts
+
+
+def _network(
+    hparams: MENDHyperParams,
+    editor: EditorFile,
+    modules: Mapping[str, nn.Module],
+    layouts: Mapping[str, WeightLayout],
+) -> EditorNetwork:
+    """The editor's network with what its file holds.
+
+    Raises:
+        ModelError: The file is of another network, or not of a trained one.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, module in modules.items():
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        rows, columns = weight.shape
+        sizes[name] = (columns, rows) if layouts[name] == "out_in" else (rows, columns)
+    network = EditorNetwork(hparams, sizes)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    there = {name: tuple(tensor.shape) for name, tensor in editor.tensors.items()}
+    wrong = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise ModelError(
+            f"the editor {hparams.archive} does not fit this model and these hyperparameters: "
+            f"{name!r} is {there.get(name, 'missing')} there and {wanted.get(name, 'missing')} "
+            f"here ({len(wrong)} tensors differ); give the ones that it was trained with"
+        )
+    network.load_state_dict(editor.tensors)
+    network.require_trained()
+    return network
+
+
+def _refuse_not_finite(gradients: TokenFactors, places: Sequence[int], failures: Failures) -> None:
+    """Leaves out the requests whose activations or loss are NaN or infinite."""
+    finite = torch.stack([gradients.inputs_finite, gradients.losses.isfinite()]).tolist()
+    for place, inputs, loss in zip(places, *finite, strict=True):
+        if not inputs:
+            reason = "its activations at the edited layers hold NaN or infinity"
+        elif not loss:
+            reason = "the negative log-likelihood of its target gave NaN or infinity"
+        else:
+            continue
+        failures.refuse(place, NonFiniteError(f"{reason}; nothing was changed"))
+
+
+@contextlib.contextmanager
+def _naming(number: int) -> Iterator[None]:
+    """Names the record of an error that names none."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise error.at(number) from error
+
+
+def _joined(edits: Sequence[Mapping[str, LowRankUpdate]]) -> dict[str, LowRankUpdate]:
+    """The sum of edits, still factored."""
+    return {
+        name: LowRankUpdate(
+            torch.cat([edit[name].output_factor for edit in edits], dim=1),
+            torch.cat([edit[name].input_factor for edit in edits], dim=0),
+            edits[0][name].weight_layout,
+        )
+        for name in edits[0]
+    }
