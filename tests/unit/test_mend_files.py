@@ -1,0 +1,173 @@
+"""Editor files: ours, EasyEdit's checkpoints, and files that are neither."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError, ModelError
+from easyedit_fast.mend import Mend, MENDHyperParams
+from easyedit_fast.mend.editor_files import (
+    EditorFile,
+    read_editor,
+    write_easyedit_checkpoint,
+    write_editor,
+)
+from easyedit_fast.mend.network import EditorNetwork
+from tests.unit.tiny_models import WORDS, tiny_model, word_tokenizer
+
+INNER_PARAMS = ["model.layers.2.mlp.up_proj.weight", "model.layers.3.mlp.down_proj.weight"]
+
+
+def trained(**keys: Any) -> tuple[MENDHyperParams, EditorNetwork]:
+    """A network that has seen tokens."""
+    hparams = MENDHyperParams(**{"inner_params": INNER_PARAMS, "rank": 3, **keys})
+    model = tiny_model()
+    sizes = {name: tuple(model.get_parameter(name).T.shape) for name in INNER_PARAMS}
+    network = EditorNetwork(hparams, sizes)
+    factors = {name: (torch.randn(5, x), torch.randn(5, d)) for name, (x, d) in sizes.items()}
+    network.train()(factors)
+    return hparams, network
+
+
+def tensors_of(network: EditorNetwork) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    hparams, network = trained()
+    path = tmp_path / "editor.safetensors"
+    write_editor(path, EditorFile(tensors_of(network), hparams.to_dict(), {"steps": 7}))
+    found = read_editor(path)
+    assert_same(found.tensors, tensors_of(network))
+    assert (found.hparams, found.card) == (hparams.to_dict(), {"steps": 7})
+    method = Mend(tiny_model(), word_tokenizer(WORDS), hparams={"archive": path})
+    assert method.hparams.inner_params == INNER_PARAMS
+    assert_same(tensors_of(method.network), tensors_of(network))
+
+
+@pytest.mark.parametrize("prefix", ["mend.", "gtn."])
+def test_a_checkpoint_of_easyedit(tmp_path: Path, prefix: str) -> None:
+    """With all that theirs hold: the model's config, optimiser states, statistics."""
+    hparams, network = trained()
+    state = OrderedDict(
+        (name.replace("mend.", prefix), tensor) for name, tensor in tensors_of(network).items()
+    )
+    checkpoint = {
+        "model": OrderedDict(state, model_config=LlamaConfig()),
+        "opt": torch.optim.Adam(network.parameters()).state_dict(),
+        "lr_opt": None,
+        "val_stats": defaultdict(float, {"edit/acc_val": 0.5}),
+        "start_time": "25/11/2026-00:00:00/000000",
+        "elapsed_time": 1.5,
+        "step": 40,
+    }
+    path = tmp_path / "llama"
+    torch.save(checkpoint, path)
+    assert_same(read_editor(path).tensors, tensors_of(network))
+    model, tokenizer = tiny_model(), word_tokenizer(WORDS)
+    with pytest.raises(HparamsError, match="does not say which weights it edits"):
+        Mend(model, tokenizer, hparams={"archive": path})
+    given = {"archive": path, "inner_params": INNER_PARAMS, "rank": hparams.rank}
+    assert_same(tensors_of(Mend(model, tokenizer, hparams=given).network), tensors_of(network))
+
+
+def test_ours_goes_back_to_easyedits_form(tmp_path: Path) -> None:
+    _, network = trained()
+    path = tmp_path / "checkpoint"
+    write_easyedit_checkpoint(path, network.state_dict(), LlamaConfig())
+    content = torch.load(path, weights_only=False)
+    assert isinstance(content["model"].pop("model_config"), LlamaConfig)
+    assert_same(content["model"], tensors_of(network))
+    assert_same(read_editor(path).tensors, tensors_of(network))
+
+
+class Calls:
+    """Pickles as a call."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("function", [os.system, subprocess.call, eval])
+def test_a_checkpoint_runs_no_code(tmp_path: Path, function: Any) -> None:
+    touched = tmp_path / "touched"
+    text = f"open({str(touched)!r}, 'w')" if function is eval else f"touch {touched}"
+    arguments = (text.split(),) if function is subprocess.call else (text,)
+    path = tmp_path / "checkpoint"
+    torch.save({"model": {"edit_lrs": torch.ones(2), "x": Calls(function, arguments)}}, path)
+    if function is os.system:  # torch names the modules that it never takes anything from
+        with pytest.raises(DataFileError, match=r"read safely: .*module \w+ is blocked"):
+            read_editor(path)
+    else:
+        assert list(read_editor(path).tensors) == ["edit_lrs"]
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("where", ["head", "tail"])
+def test_damage_is_seen(tmp_path: Path, where: str) -> None:
+    hparams, network = trained()
+    path = tmp_path / "editor.safetensors"
+    write_editor(path, EditorFile(tensors_of(network), hparams.to_dict(), {}))
+    content = bytearray(path.read_bytes())
+    content[20 if where == "head" else -3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataFileError, match="damaged"):
+        read_editor(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "holds no 'model'"),
+        ({"model": {"a": torch.ones(1)}}, "holds no 'edit_lrs'"),
+    ],
+)
+def test_other_checkpoints_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "other")
+    with pytest.raises(DataFileError, match=message):
+        read_editor(tmp_path / "other")
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="there is no editor file"):
+        read_editor(tmp_path / "nowhere")
+    (tmp_path / "text").write_text("not an editor")
+    with pytest.raises(DataFileError, match="neither a safetensors file nor a checkpoint"):
+        read_editor(tmp_path / "text")
+
+
+def test_an_editor_must_fit_the_model_and_be_trained(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(), word_tokenizer(WORDS)
+    path = tmp_path / "editor.safetensors"
+    hparams, network = trained()
+    write_editor(path, EditorFile(tensors_of(network), hparams.to_dict(), {}))
+    with pytest.raises(ModelError, match=r"'mend\..*\.u' is \(.*, 3\) there and \(.*, 4\) here"):
+        Mend(model, tokenizer, hparams={"archive": path, "rank": 4})
+    with pytest.raises(ModelError, match=r"no module 'model\.layers\.9"):
+        Mend(
+            model,
+            tokenizer,
+            hparams={"archive": path, "inner_params": ["model.layers.9.mlp.up_proj.weight"]},
+        )
+    with pytest.raises(HparamsError, match="name its file as archive"):
+        Mend(model, tokenizer)
+    fresh = EditorNetwork(hparams, dict.fromkeys(INNER_PARAMS, (4, 4)))
+    with pytest.raises(ModelError, match="is not trained"):
+        fresh.require_trained()
