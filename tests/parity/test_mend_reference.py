@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from easyedit_fast.mend.factors import TargetRows, token_factors
+from easyedit_fast.mend.factors import TargetRows, model_logits, token_factors
 from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.tracing import edit_output
@@ -122,14 +123,17 @@ def assert_factors(
 def test_an_edit(model: Any, network: EditorNetwork, reference: Reference) -> None:
     network.load_state_dict(below(reference, "after."))
     network.eval()
-    found = token_factors(model, modules(model), edit_rows(), mean_over="batch")
+    rows = edit_rows()
+    run = functools.partial(model_logits, model, rows)
+    found = token_factors(run, modules(model), rows, mean_over="batch")
     assert_factors(network(found.factors), network, reference, "eval")
 
 
 def test_a_training_step(model: Any, network: EditorNetwork, reference: Reference) -> None:
     network.train()
     rows = edit_rows()
-    found = token_factors(model, modules(model), rows, mean_over="batch")
+    run = functools.partial(model_logits, model, rows)
+    found = token_factors(run, modules(model), rows, mean_over="batch")
     made = network(found.factors)
     assert_factors(made, network, reference, "train")
     for name, tensor in network.state_dict().items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +71,36 @@ class TokenFactors:
     inputs_finite: Tensor
 
 
+def model_logits(model: PreTrainedModel, rows: TargetRows) -> Tensor:
+    """Logits of the whole model at the places with labels, ``[places, vocabulary]``."""
+    with frozen(model), head_only_at(model, rows.labels != -100):
+        output = model(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
+        )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+def target_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each target token, and its row, ``[places]`` both.
+
+    Args:
+        logits: ``[places, vocabulary]``, at the places with labels, row by row.
+        labels: ``[rows, t]``; -100 where there is none.
+    """
+    reads = labels != -100
+    nll = nn.functional.cross_entropy(
+        logits.float(), labels[reads].to(logits.device), reduction="none"
+    )
+    return nll, reads.nonzero()[:, 0].to(nll.device)
+
+
 def token_factors(
-    model: PreTrainedModel,
+    logits: Callable[[], Tensor],
     modules: Mapping[str, nn.Module],
     rows: TargetRows,
     *,
-    mean_over: str = "row",
+    mean_over: Literal["row", "batch"] = "row",
 ) -> TokenFactors:
     """Runs prompts with their targets forwards and backwards.
 
@@ -84,23 +108,16 @@ def token_factors(
     edited weight gets a gradient, and no weight does.
 
     Args:
-        model: The model; it stays as it is.
+        logits: Runs the rows and gives the logits at the places with labels, e.g. `model_logits`.
         modules: The modules of the edited weights, by the names of the weights.
         rows: The rows.
         mean_over: ``row``: each row has a loss of its own, so that its factors do not depend on
             the others. ``batch``: one mean over the tokens of all rows, as in EasyEdit.
     """
-    reads = rows.labels != -100
-    with frozen(model), torch.enable_grad(), _watched(modules) as seen:
-        with head_only_at(model, reads):
-            logits = model(
-                input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
-            ).logits[0]
-        targets = rows.labels[reads].to(logits.device)
-        nll = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        row = reads.nonzero()[:, 0].to(nll.device)
-        counts = torch.bincount(row, minlength=len(reads))
-        losses = nll.new_zeros(len(reads)).index_add(0, row, nll) / counts
+    with torch.enable_grad(), _watched(modules) as seen:
+        nll, row = target_nll(logits(), rows.labels)
+        counts = torch.bincount(row, minlength=len(rows.labels))
+        losses = nll.new_zeros(len(rows.labels)).index_add(0, row, nll) / counts
         loss = losses.sum() if mean_over == "row" else nll.mean()
         deltas = torch.autograd.grad(loss, [output for _, output in seen.values()])
     shape = rows.input_ids.shape

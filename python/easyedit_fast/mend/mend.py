@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, Reque
 from easyedit_fast.failures import Failures
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.mend.editor_files import EditorFile, read_editor
-from easyedit_fast.mend.factors import TargetRows, TokenFactors, token_factors
+from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, token_factors
 from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.architectures import Architecture, architecture_of, linear_module
@@ -160,7 +161,8 @@ class Mend:
         if rows is None:
             return {}, {}
         with timings.phase("gradients"):
-            gradients = token_factors(self._model, self._modules, rows)
+            run = functools.partial(model_logits, self._model, rows)
+            gradients = token_factors(run, self._modules, rows)
             _refuse_not_finite(gradients, fitting, failures)
         with timings.phase("editor"), torch.no_grad():
             factors = self.network(gradients.factors)
