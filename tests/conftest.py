@@ -38,6 +38,16 @@ def demo_model():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def mend_archive(demo_model, tmp_path_factory):
+    """The file of a MEND editor for the demo model; not trained, but it takes a step."""
+    from tests.unit.mend_editors import write_untrained_editor
+
+    path = tmp_path_factory.mktemp("mend") / "editor.safetensors"
+    write_untrained_editor(path, demo_model[0])
+    return path
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """More threads only wait for each other on models and matrices that are small."""

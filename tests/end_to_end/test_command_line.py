@@ -23,6 +23,24 @@ def demo_state() -> dict[str, tuple[int, int]]:
     return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in files.items()}
 
 
+def test_an_edit_by_mend(run: Any, mend_archive: Path, tmp_path: Path) -> None:
+    edit = tmp_path / "edit.safetensors"
+    given = ["--method", "mend", "--archive", mend_archive]
+    code, out, err = run("edit", *EDIT, "--target", "Rome", *given, "--save", edit, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["settings"]["archive"] == str(mend_archive)
+    assert {"gradients", "editor"} < set(report["timings"])
+    code, out, err = run("export", edit, "--peft", tmp_path / "adapter", "--json")
+    assert (code, err) == (0, "")
+    code, _, err = run("edit", *EDIT, "--target", "Rome", "--method", "mend")
+    assert (code, err) == (2, "error: MEND needs a trained editor; name its file as archive\n")
+    for wrong, owner in ((["--layers", "5", *given], "rome"), (["--archive", edit], "mend")):
+        code, _, err = run("edit", *EDIT, "--target", "Rome", *wrong)
+        assert code == 2
+        assert f"{wrong[0]} is for --method {owner}; leave it out" in err
+
+
 def test_an_edit_is_made_saved_applied_and_exported(
     run: Any, hparams: Path, tmp_path: Path
 ) -> None:

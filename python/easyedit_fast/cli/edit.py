@@ -59,6 +59,7 @@ def edit(
     preset: options.Preset = None,
     layers: options.Layers = None,
     second_moment: options.SecondMoment = None,
+    archive: options.Archive = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     evaluate: Annotated[bool, typer.Option(help="Score before and after the edit.")] = True,
@@ -102,10 +103,11 @@ def edit(
         require_results_path(out, "--out", folder=save)
     (require_new_folder if several else require_folder_path)(peft, "--peft")
     require_other_files(
-        {"--out": out, "--save": save}, {"--file": file, "--second-moment": second_moment}
+        {"--out": out, "--save": save},
+        {"--file": file, "--second-moment": second_moment, "--archive": archive},
     )
     require_folder_path(save_model, "--save-model")
-    overrides = overrides_of(layers, second_moment)
+    overrides = overrides_of(method, layers, second_moment, archive)
     editor = editor_of(model, method, hparams, preset, overrides, device=device, dtype=dtype)
     settings: dict[str, Any] = {
         "batch_size": batch_size_of(batch_size),

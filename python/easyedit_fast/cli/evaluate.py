@@ -65,6 +65,7 @@ def evaluate(
     preset: options.Preset = None,
     layers: options.Layers = None,
     second_moment: options.SecondMoment = None,
+    archive: options.Archive = None,
     batch_size: options.BatchSize = "auto",
     fluency: Annotated[
         bool, typer.Option("--fluency", help="Measure the n-gram entropy of generated texts.")
@@ -105,11 +106,11 @@ def evaluate(
     """
     require_file_path(out, "--out")
     require_file_path(results, "--results")
-    read = {"--file": file, "--edit": edit, "--second-moment": second_moment}
+    read = {"--file": file, "--edit": edit, "--second-moment": second_moment, "--archive": archive}
     texts = {f"--perplexity-text {path}": path for path in perplexity_text or []}
     require_other_files({"--out": out}, {**read, **texts, "--results": results})
     require_other_files({"--results": results}, {**read, **texts})
-    overrides = overrides_of(layers, second_moment)
+    overrides = overrides_of(method, layers, second_moment, archive)
     of_method = {"hparams": hparams, "preset": preset, **overrides}
     modes = {"edit": edit, "no-edit": no_edit or None, "sequential": sequential}
     if file is None:

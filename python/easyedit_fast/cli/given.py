@@ -67,9 +67,23 @@ def single_request(single: Mapping[str, str | None]) -> EditRequest:
     return EditRequest(prompt=prompt, subject=subject, target_new=target)
 
 
-def overrides_of(layers: str | None, second_moment: Path | None) -> dict[str, Any]:
-    """The hyperparameters that have options of their own, as far as these are given."""
+def overrides_of(
+    method: str, layers: str | None, second_moment: Path | None, archive: Path | None
+) -> dict[str, Any]:
+    """The hyperparameters that have options of their own, as far as these are given.
+
+    Raises:
+        typer.BadParameter: One is given that the method does not have.
+    """
+    own = {"rome": {"--layers": layers, "--second-moment": second_moment}}
+    own["mend"] = {"--archive": archive}
+    for owner, given in own.items():
+        for option, value in given.items():
+            if value is not None and method.lower() != owner:
+                raise typer.BadParameter(f"{option} is for --method {owner}; leave it out")
     overrides: dict[str, Any] = {}
+    if archive is not None:
+        overrides["archive"] = str(archive)
     if layers is not None:
         overrides["layers"] = options.layer_numbers(layers)
     if second_moment is not None:

@@ -22,7 +22,11 @@ ModelOrFromHparams = Annotated[
         "the model_name of --hparams, else 'demo'.",
     ),
 ]
-Method = Annotated[str, typer.Option(help="Editing method: 'rome'.")]
+Method = Annotated[str, typer.Option(help="Editing method: 'rome' or 'mend'.")]
+Archive = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="MEND's trained editor: a file of ours, or a checkpoint of EasyEdit."),
+]
 Prompt = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Prompt of one edit; holds the subject, or '{}' in its place."),

@@ -61,6 +61,7 @@ def profile(
     preset: options.Preset = None,
     layers: options.Layers = None,
     second_moment: options.SecondMoment = None,
+    archive: options.Archive = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     out: Annotated[
@@ -83,7 +84,7 @@ def profile(
     from easyedit_fast.profiling import profile_edits
     from easyedit_fast.timings import Recorder, Timings, recording
 
-    overrides = overrides_of(layers, second_moment)
+    overrides = overrides_of(method, layers, second_moment, archive)
     with recording(Recorder()) as recorder, Timings().phase("load"):
         editor = editor_of(model, method, hparams, preset, overrides, device=device, dtype=dtype)
     with edit_progress(quiet=json) as progress, numbered(numbers):
