@@ -17,7 +17,6 @@ and loads again still says what is in it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -27,6 +26,7 @@ import torch
 from easyedit_fast.errors import DataFileError, EditStateError, ModelError
 from easyedit_fast.kernels import rank_update_
 from easyedit_fast.models.architectures import architecture_of
+from easyedit_fast.models.checksums import BITS, bits_of, weight_checksum
 from easyedit_fast.models.compat import quiet_transformers
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.memory import make_room_after
@@ -41,8 +41,6 @@ EditState: TypeAlias = Literal["absent", "present", "changed"]
 
 _ATTRIBUTE = "_easyedit_fast_ledger"
 _CONFIG_KEY = "easyedit_fast_edits"  # of a model's config: the ids of its edits
-_BITS = {2: torch.int16, 4: torch.int32}
-_ROWS_AT_ONCE = 256  # of a checksum: the sum casts them to int64
 
 
 @dataclasses.dataclass
@@ -103,7 +101,7 @@ def add(model: PreTrainedModel, edit: Edit, *, check_model: bool) -> None:
         for name, parameter in parameters.items():
             original = None if weights[name].updates else weights[name].original
             _add_update(parameter, edit.updates[name], original)
-        checksums = {name: _checksum(parameter) for name, parameter in parameters.items()}
+        checksums = {name: weight_checksum(parameter) for name, parameter in parameters.items()}
     except BaseException as error:
         make_room_after(error)
         for name, parameter in parameters.items():
@@ -234,10 +232,10 @@ def _weight_state(
     original = weight.original
     if parameter is None or parameter.is_meta or parameter.dtype != original.dtype:
         return "changed"
-    if _checksum(parameter) == weight.checksum:
+    if weight_checksum(parameter) == weight.checksum:
         return "as left"
     same = parameter.shape == original.shape and torch.equal(
-        _bits(parameter), _bits(original).to(parameter.device)
+        bits_of(parameter), bits_of(original).to(parameter.device)
     )
     return "original" if same else "changed"
 
@@ -319,7 +317,7 @@ def _parameters(
 
 
 def _check_fit(name: str, parameter: torch.nn.Parameter, update: LowRankUpdate) -> None:
-    if parameter.element_size() not in _BITS or not parameter.is_floating_point():
+    if parameter.element_size() not in BITS or not parameter.is_floating_point():
         raise ModelError(
             f"weight {name!r} is of dtype {parameter.dtype}; load the model in float32, bfloat16 "
             "or float16, or export the edit with to_peft() and load it as an adapter"
@@ -360,20 +358,4 @@ def _restore(parameter: torch.Tensor, weight: _EditedWeight) -> None:
 def _rebuild(parameter: torch.Tensor, weight: _EditedWeight) -> None:
     """`_restore` after the updates were changed, and the checksum of it."""
     _restore(parameter, weight)
-    weight.checksum = _checksum(parameter)
-
-
-def _checksum(parameter: torch.Tensor) -> str:
-    """SHA-256 over the sums of the rows' bit patterns.
-
-    Sums of integers are exact, hence the same in whatever order a device takes them. One sum a
-    row, since roundings up and down cancel in the sum of a whole weight.
-    """
-    rows = _bits(parameter).split(_ROWS_AT_ONCE)
-    sums = torch.cat([block.sum(dim=1, dtype=torch.int64) for block in rows])
-    return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()
-
-
-def _bits(parameter: torch.Tensor) -> torch.Tensor:
-    """The weight's bit patterns as integers: of these, equal ones are the same."""
-    return parameter.detach().view(_BITS[parameter.element_size()])
+    weight.checksum = weight_checksum(parameter)

@@ -1,0 +1,1 @@
+"""What training an editor takes, whatever the method."""
