@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from easyedit_fast.errors import (
-    DataFileError,
-    MissingFileError,
-    MissingPackageError,
-    NonFiniteError,
-)
+from easyedit_fast.errors import DataFileError, MissingPackageError, NonFiniteError
 from easyedit_fast.files import write_whole
 from easyedit_fast.models.architectures import Architecture
+from easyedit_fast.tensor_files import TensorFile
 from easyedit_fast.updates import LowRankUpdate
 
-FORMAT = "easyedit-fast.edit"
-FORMAT_VERSION = 1
+_FILE = TensorFile("edit", written_by="Edit.save")
 _METADATA_TYPES: Mapping[str, type] = {
     "method": str,
     "model_name": str,
@@ -41,27 +34,18 @@ def write_edit_file(
 ) -> None:
     """Writes updates and metadata to `path`, whole or not at all.
 
-    Tensors are named ``<parameter>.output_factor`` and ``<parameter>.input_factor``; the file's
-    metadata holds ``format``, ``format_version``, ``edit`` (JSON) and ``sha256`` (see `_digest`).
+    Tensors are named ``<parameter>.output_factor`` and ``<parameter>.input_factor``; see
+    `TensorFile.write` for the rest.
 
     Raises:
         MissingFileError: The folder of `path` is not there.
     """
-    from safetensors.torch import save
-
     tensors: dict[str, torch.Tensor] = {}
     for name, update in updates.items():
-        tensors[f"{name}.output_factor"] = update.output_factor.cpu()
-        tensors[f"{name}.input_factor"] = update.input_factor.cpu()
+        tensors[f"{name}.output_factor"] = update.output_factor
+        tensors[f"{name}.input_factor"] = update.input_factor
     layouts = {name: update.weight_layout for name, update in updates.items()}
-    edit = json.dumps({**metadata, "weight_layouts": layouts}, ensure_ascii=False)
-    header = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "edit": edit,
-        "sha256": _digest(edit, tensors),
-    }
-    write_whole(path, save(tensors, metadata=header))
+    _FILE.write(path, tensors, {**metadata, "weight_layouts": layouts})
 
 
 def read_edit_file(path: Path) -> tuple[dict[str, LowRankUpdate], dict[str, Any]]:
@@ -71,25 +55,8 @@ def read_edit_file(path: Path) -> tuple[dict[str, LowRankUpdate], dict[str, Any]
         MissingFileError: There is no such file.
         DataFileError: The file is damaged, or is no edit of this package.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise MissingFileError(f"there is no edit file {str(path)!r}; check the path")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataFileError(
-            f"{path} is damaged or no safetensors file ({error}); save the edit again"
-        ) from None
-    _check_header(path, header)
-    edit = header.get("edit", "")
-    if header.get("sha256") != _digest(edit, tensors):
-        raise DataFileError(
-            f"{path} is damaged (its contents do not match its digest); get or make it again"
-        )
-    metadata = _read_metadata(path, edit)
+    tensors, told = _FILE.read(path)
+    metadata = _checked(path, told)
     updates = {
         name: _read_update(path, name, layout, tensors)
         for name, layout in metadata.pop("weight_layouts").items()
@@ -146,45 +113,8 @@ def write_peft_adapter(
     write_whole(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
 
 
-def _digest(edit: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hexadecimal SHA-256 over all that a file says, however safetensors lays it out.
-
-    It is taken over the metadata (JSON, as it stands in the file), then, in the order of the
-    names, over name, dtype, shape and values of each tensor. Each text is preceded by its length.
-    """
-    digest = hashlib.sha256()
-
-    def add_text(text: str) -> None:
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-
-    add_text(edit)
-    for name, tensor in sorted(tensors.items()):
-        add_text(f"{name} {tensor.dtype} {list(tensor.shape)}")
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_header(path: Path, header: Mapping[str, str]) -> None:
-    if header.get("format") != FORMAT:
-        raise DataFileError(
-            f"{path} is a safetensors file, but no edit of easyedit-fast; name one that "
-            "Edit.save wrote"
-        )
-    if header.get("format_version") != str(FORMAT_VERSION):
-        raise DataFileError(
-            f"{path} is of format version {header.get('format_version')}, this package reads "
-            f"{FORMAT_VERSION}; install the version that wrote it"
-        )
-
-
-def _read_metadata(path: Path, edit: str) -> dict[str, Any]:
-    try:
-        metadata = json.loads(edit)
-    except ValueError as error:
-        raise DataFileError(f"{path}: its header is damaged ({error}); save it again") from None
-    if not isinstance(metadata, dict):
-        raise DataFileError(f"{path}: its header is damaged; save the edit again")
+def _checked(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of an edit, with the architecture as an object."""
     for key, kind in _METADATA_TYPES.items():
         if not isinstance(metadata.get(key), kind):
             raise DataFileError(

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "easyedit_fast"
 LEVELS = (
     {"errors"},
     {"failures", "files", "hparams", "plots", "requests", "timings", "version"},
-    {"kernels", "models", "result_files", "sequence", "updates"},
+    {"kernels", "models", "result_files", "sequence", "tensor_files", "updates"},
     {"data", "edit_files", "ledger", "metrics"},
     {"edits", "moments", "training"},
     {"evaluation", "mend", "results", "rome", "serac"},

@@ -146,10 +146,10 @@ def test_other_checkpoints_are_refused(tmp_path: Path, content: Any, message: st
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="there is no editor file"):
+    with pytest.raises(MissingFileError, match="there is no MEND editor file"):
         read_editor(tmp_path / "nowhere")
     (tmp_path / "text").write_text("not an editor")
-    with pytest.raises(DataFileError, match="neither a safetensors file nor a checkpoint"):
+    with pytest.raises(DataFileError, match="is damaged or no safetensors file"):
         read_editor(tmp_path / "text")
 
 

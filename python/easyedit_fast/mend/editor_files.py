@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -15,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_fast.errors import DataFileError, MissingFileError
-from easyedit_fast.files import replacing, write_whole
+from easyedit_fast.errors import DataFileError
+from easyedit_fast.files import replacing
+from easyedit_fast.tensor_files import TensorFile
 
-FORMAT = "easyedit-fast.mend-editor"
-FORMAT_VERSION = 1
+_FILE = TensorFile("MEND editor", written_by="easyedit-fast")
 _OLD_PREFIX = "gtn."  # of the transforms, in MEND's own code
 
 
@@ -41,23 +39,10 @@ class EditorFile:
 def write_editor(path: Path, editor: EditorFile) -> None:
     """Writes our form, whole or not at all.
 
-    The file's metadata holds ``format``, ``format_version``, ``editor`` (JSON) and ``sha256`` of
-    that JSON and the tensors.
-
     Raises:
         MissingFileError: The folder of `path` is not there.
     """
-    from safetensors.torch import save
-
-    told = json.dumps({"hparams": editor.hparams, "card": editor.card}, ensure_ascii=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in editor.tensors.items()}
-    header = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "editor": told,
-        "sha256": _digest(told, tensors),
-    }
-    write_whole(path, save(tensors, metadata=header))
+    _FILE.write(path, editor.tensors, {"hparams": editor.hparams, "card": editor.card})
 
 
 def read_editor(path: Path) -> EditorFile:
@@ -67,9 +52,13 @@ def read_editor(path: Path) -> EditorFile:
         MissingFileError: There is no such file.
         DataFileError: It is damaged, or holds no editor.
     """
-    if not path.is_file():
-        raise MissingFileError(f"there is no editor file {str(path)!r}; check the path (archive)")
-    return _read_checkpoint(path) if zipfile.is_zipfile(path) else _read_own(path)
+    if zipfile.is_zipfile(path):
+        return _read_checkpoint(path)
+    tensors, told = _FILE.read(path)
+    for key in ("hparams", "card"):
+        if not isinstance(told.get(key), dict):
+            raise DataFileError(f"{path}: header field {key!r} is missing; get the editor again")
+    return EditorFile(tensors, told["hparams"], told["card"])
 
 
 def write_easyedit_checkpoint(path: Path, tensors: Mapping[str, Tensor], config: Any) -> None:
@@ -86,33 +75,6 @@ def write_easyedit_checkpoint(path: Path, tensors: Mapping[str, Tensor], config:
     plain = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         torch.save({"model": {**plain, "model_config": config}, "step": 0}, partial)
-
-
-def _read_own(path: Path) -> EditorFile:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataFileError(
-            f"{path} is damaged, or neither a safetensors file nor a checkpoint ({error})"
-        ) from None
-    if header.get("format") != FORMAT:
-        raise DataFileError(f"{path} holds no MEND editor; give one as archive")
-    if header.get("format_version") != str(FORMAT_VERSION):
-        raise DataFileError(
-            f"{path} is of format version {header.get('format_version')!r}, and this release reads "
-            f"{FORMAT_VERSION}; update easyedit-fast"
-        )
-    told = header.get("editor", "")
-    if header.get("sha256") != _digest(told, tensors):
-        raise DataFileError(
-            f"{path} is damaged (its contents do not match its digest); get or make it again"
-        )
-    known = json.loads(told)
-    return EditorFile(tensors, known["hparams"], known["card"])
 
 
 def _read_checkpoint(path: Path) -> EditorFile:
@@ -150,12 +112,3 @@ class _Inert:
 def _named(name: str) -> type:
     """A class of its own for each name, as torch's table of them wants it."""
     return type(name.rpartition(".")[2], (_Inert,), {})
-
-
-def _digest(told: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(told.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
