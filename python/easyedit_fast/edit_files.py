@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from easyedit_fast.errors import DataFileError, MissingPackageError, NonFiniteError
+from easyedit_fast.errors import DataFileError, EditStateError, MissingPackageError, NonFiniteError
 from easyedit_fast.files import write_whole
 from easyedit_fast.models.architectures import Architecture
 from easyedit_fast.tensor_files import TensorFile
@@ -79,6 +79,7 @@ def write_peft_adapter(
 
     Raises:
         MissingPackageError: The ``peft`` package is not installed.
+        EditStateError: The edit is of rank 0.
     """
     try:
         from peft import LoraConfig
@@ -88,7 +89,10 @@ def write_peft_adapter(
         ) from None
     from safetensors.torch import save
 
-    ranks = {name.removesuffix(".weight"): update.rank for name, update in updates.items()}
+    changing = {name: update for name, update in updates.items() if update.rank}
+    if not changing:
+        raise EditStateError("the edit changes nothing (rank 0), so there is no adapter to write")
+    ranks = {name.removesuffix(".weight"): update.rank for name, update in changing.items()}
     largest = max(ranks.values())
     config = LoraConfig(
         r=largest,
@@ -99,12 +103,12 @@ def write_peft_adapter(
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
-        fan_in_fan_out=any(update.weight_layout == "in_out" for update in updates.values()),
+        fan_in_fan_out=any(update.weight_layout == "in_out" for update in changing.values()),
         base_model_name_or_path=base_model or None,
         inference_mode=True,
     )
     tensors: dict[str, torch.Tensor] = {}
-    for name, update in updates.items():
+    for name, update in changing.items():
         stem = f"base_model.model.{name.removesuffix('.weight')}"
         tensors[f"{stem}.lora_A.weight"] = update.input_factor.cpu()
         tensors[f"{stem}.lora_B.weight"] = update.output_factor.cpu()

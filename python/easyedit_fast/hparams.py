@@ -70,7 +70,7 @@ class Hparams(pydantic.BaseModel):
     )
     _source: str = pydantic.PrivateAttr(default="given")
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         """Makes and checks them; a name that is no field only warns."""
         for name in values:
             if name not in type(self).model_fields:

@@ -88,7 +88,7 @@ class TensorFile:
             )
         try:
             told = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataFileError(f"{path}: its header is damaged ({error}); save it again") from None
         if not isinstance(told, dict):
             raise DataFileError(f"{path}: its header is damaged; {self._again}")

@@ -33,6 +33,18 @@ def test_an_edit_by_mend(run: Any, mend_archive: Path, tmp_path: Path) -> None:
     assert {"gradients", "editor"} < set(report["timings"])
     code, out, err = run("export", edit, "--peft", tmp_path / "adapter", "--json")
     assert (code, err) == (0, "")
+    file = tmp_path / "requests.jsonl"
+    record = {"prompt": EDIT[1], "subject": EDIT[3], "target_new": "Rome"}
+    file.write_text(json.dumps(record) + "\n")
+    results = tmp_path / "results.jsonl"
+    code, out, err = run(
+        "evaluate", "--file", file, *given, "--out", tmp_path / "scores.json",
+        "--results", results, "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert json.loads(results.read_text())["metrics"]["requested_rewrite"]["target_new"] == "Rome"
+    code, _, err = run("edit", *EDIT, "--target", "Rome", "--method", "roem", "--layers", "5")
+    assert (code, "did you mean 'rome'" in err) == (2, True)
     code, _, err = run("edit", *EDIT, "--target", "Rome", "--method", "mend")
     assert (code, err) == (2, "error: MEND needs a trained editor; name its file as archive\n")
     for wrong, owner in ((["--layers", "5", *given], "rome"), (["--archive", edit], "mend")):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
@@ -171,3 +174,84 @@ def test_an_editor_must_fit_the_model_and_be_trained(tmp_path: Path) -> None:
     fresh = EditorNetwork(hparams, dict.fromkeys(INNER_PARAMS, (4, 4)))
     with pytest.raises(ModelError, match="is not trained"):
         fresh.require_trained()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"edit_lrs": torch.ones(2, dtype=torch.int64)}, "'edit_lrs' is no dense tensor"),
+        ({"edit_lrs": torch.ones(2).to_sparse()}, "is no dense tensor|be read safely"),
+        ({"edit_lrs": torch.ones(2), "gtn.k": torch.ones(1), "mend.k": torch.ones(1)}, "twice"),
+    ],
+)
+def test_odd_tensors_are_refused(tmp_path: Path, state: Any, message: str) -> None:
+    torch.save({"model": state}, tmp_path / "odd")
+    with pytest.raises(DataFileError, match=message):
+        read_editor(tmp_path / "odd")
+
+
+def test_checkpoints_of_other_kinds_are_told(tmp_path: Path) -> None:
+    content = {"model": {"edit_lrs": torch.ones(2), 3: torch.ones(1)}}
+    torch.save(content, tmp_path / "old", _use_new_zipfile_serialization=False)
+    with pytest.raises(DataFileError, match=r"before 1\.6"):
+        read_editor(tmp_path / "old")
+    torch.save(content, tmp_path / "plain")
+    assert list(read_editor(tmp_path / "plain").tensors) == ["edit_lrs"]
+    with (
+        zipfile.ZipFile(tmp_path / "plain") as plain,
+        zipfile.ZipFile(tmp_path / "small", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    with pytest.raises(DataFileError, match="is compressed"):
+        read_editor(tmp_path / "small")
+
+
+def test_damaged_pickles_are_data_errors(tmp_path: Path) -> None:
+    torch.save({"model": {"edit_lrs": torch.ones(2), "a": [1, "b"]}}, tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "whole") as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    (pickled,) = [name for name in parts if name.endswith("data.pkl")]
+    random = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        content = bytearray(parts[pickled])
+        place, value = (int(torch.randint(n, (1,), generator=random)) for n in (len(content), 256))
+        content[place] = value
+        with zipfile.ZipFile(tmp_path / "changed", "w") as changed:
+            for name, part in {**parts, pickled: bytes(content)}.items():
+                changed.writestr(name, part)
+        with contextlib.suppress(DataFileError):
+            read_editor(tmp_path / "changed")
+
+
+@pytest.mark.parametrize("name", ["edit_lrs", "u_mean", "mode_scale.weight"])
+def test_an_editor_that_is_not_finite_is_refused(tmp_path: Path, name: str) -> None:
+    hparams, network = trained()
+    tensors = tensors_of(network)
+    chosen = next(key for key in tensors if key.endswith(name))
+    tensors[chosen].view(-1)[0] = float("nan")
+    write_editor(tmp_path / "e", EditorFile(tensors, hparams.to_dict(), {}))
+    with pytest.raises(DataFileError, match=f"{re.escape(chosen)!s}' holds NaN or infinity"):
+        Mend(tiny_model(), word_tokenizer(WORDS), hparams={"archive": tmp_path / "e"})
+
+
+def test_settings_tell_the_editors_contents(tmp_path: Path) -> None:
+    hparams, network = trained()
+    settings = []
+    for factor in (1.0, 2.0):
+        tensors = tensors_of(network)
+        tensors["edit_lrs"] *= factor
+        write_editor(tmp_path / "e", EditorFile(tensors, hparams.to_dict(), {}))
+        method = Mend(tiny_model(), word_tokenizer(WORDS), hparams={"archive": tmp_path / "e"})
+        settings.append(method.settings())
+    assert settings[0] != settings[1]
+
+
+def test_easyedits_keys_give_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    MENDHyperParams(
+        inner_params=INNER_PARAMS, device=0, model_parallel=False, lr=1e-6, lr_lr=1e-4, cedit=0.1,
+        model_class="LlamaForCausalLM", tokenizer_class="LlamaTokenizer", results_dir="./results",
+    )  # fmt: skip
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="'inner_parms' is not a hyperparameter"):
+        MENDHyperParams(inner_params=INNER_PARAMS, inner_parms=[])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from easyedit_fast.mend.factors import TargetRows, model_logits, target_nll, token_factors
 from easyedit_fast.mend.hparams import MENDHyperParams
-from easyedit_fast.mend.losses import OuterLosses, TailRows, kl_divergence, outer_losses
+from easyedit_fast.mend.losses import OuterLosses, TailRows, outer_losses
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.tail import Tail
@@ -104,7 +104,8 @@ def plain(
         ]
         real = other_ids[1].bool()
         base = model(input_ids=other_ids[0], attention_mask=other_ids[1]).logits[real].detach()
-        divergence.append(kl_divergence(base, call(*other_ids)[real]) * real.sum())
+        p, q = base.softmax(-1), call(*other_ids)[real].softmax(-1)
+        divergence.append((p * (p.log() - q.log())).sum())
         tokens += int(real.sum())
     return torch.cat(nll).mean(), torch.stack(divergence).sum() / tokens
 

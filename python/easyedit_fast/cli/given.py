@@ -74,7 +74,11 @@ def overrides_of(
 
     Raises:
         typer.BadParameter: One is given that the method does not have.
+        HparamsError: There is no such method.
     """
+    from easyedit_fast.methods import method_factory
+
+    method_factory(method)  # one that is unknown is named first
     own = {"rome": {"--layers": layers, "--second-moment": second_moment}}
     own["mend"] = {"--archive": archive}
     for owner, given in own.items():
@@ -117,9 +121,8 @@ def editor_of(
     """The editor; where the command line goes over a file, both are named as the source."""
     from easyedit_fast.editor import Editor
     from easyedit_fast.hparams import find_hparams_file, read_yaml
-    from easyedit_fast.methods import method_factory, preset_values
+    from easyedit_fast.methods import preset_values
 
-    method_factory(method)  # what is unknown is refused before the model is loaded
     named = {} if preset is None else preset_values(method, preset)
     in_file = {} if hparams is None else read_yaml(find_hparams_file(hparams))
     name = model or in_file.get("model_name") or "demo"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ from easyedit_fast.files import replacing
 from easyedit_fast.tensor_files import TensorFile
 
 _FILE = TensorFile("MEND editor", written_by="easyedit-fast")
+_PICKLE = b"\x80"  # the first byte of one
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _OLD_PREFIX = "gtn."  # of the transforms, in MEND's own code
 
 
@@ -52,8 +53,15 @@ def read_editor(path: Path) -> EditorFile:
         MissingFileError: There is no such file.
         DataFileError: It is damaged, or holds no editor.
     """
-    if zipfile.is_zipfile(path):
-        return _read_checkpoint(path)
+    if path.is_file():
+        if zipfile.is_zipfile(path):
+            return _read_checkpoint(path)
+        with path.open("rb") as file:
+            if file.read(1) == _PICKLE:
+                raise DataFileError(
+                    f"{path} is a checkpoint of torch before 1.6; load it with torch and save it "
+                    "again"
+                )
     tensors, told = _FILE.read(path)
     for key in ("hparams", "card"):
         if not isinstance(told.get(key), dict):
@@ -78,27 +86,46 @@ def write_easyedit_checkpoint(path: Path, tensors: Mapping[str, Tensor], config:
 
 
 def _read_checkpoint(path: Path) -> EditorFile:
+    content = _weights_only(path)
+    state = dict.get(content, "model") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise DataFileError(f"{path} holds no 'model', as checkpoints of EasyEdit and MEND do")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in dict.items(state):  # not the object's own method
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            continue
+        known = f"mend.{name.removeprefix(_OLD_PREFIX)}" if name.startswith(_OLD_PREFIX) else name
+        if known in tensors:
+            raise DataFileError(f"{path} holds {known!r} twice, under an old name and a new one")
+        if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.is_meta:
+            raise DataFileError(f"{path}: {name!r} is no dense tensor of floating-point numbers")
+        tensors[known] = tensor.detach().float().contiguous()
+    if "edit_lrs" not in tensors:
+        raise DataFileError(f"{path} holds no 'edit_lrs'; is it a checkpoint of MEND?")
+    return EditorFile(tensors, {}, {})
+
+
+def _weights_only(path: Path) -> Any:
+    """What a checkpoint holds, with empty mappings for all that is not of torch's plain types."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = [part.compress_type == zipfile.ZIP_STORED for part in archive.infolist()]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataFileError(f"{path} is damaged ({error}); get it again") from None
+    if not all(stored):  # it would grow in memory
+        raise DataFileError(f"{path} is compressed, as torch's checkpoints never are")
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         inert: list[Any] = [(_named(name), name) for name in names]
         with torch.serialization.safe_globals(inert):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError) as error:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  a damaged pickle may raise anything
         # Torch's own text begins with the advice to read it unsafely.
         found = str(error).rpartition("trusted source.")[2].partition("Check the documentation")[0]
-        reason = " ".join(found.split())
+        reason = " ".join(found.split()) or type(error).__name__
         raise DataFileError(f"{path} is no checkpoint that can be read safely: {reason}") from None
-    state = content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise DataFileError(f"{path} holds no 'model', as checkpoints of EasyEdit and MEND do")
-    tensors = {
-        name.replace(_OLD_PREFIX, "mend.", 1) if name.startswith(_OLD_PREFIX) else name: tensor
-        for name, tensor in state.items()
-        if isinstance(tensor, Tensor)
-    }
-    if "edit_lrs" not in tensors:
-        raise DataFileError(f"{path} holds no 'edit_lrs'; is it a checkpoint of MEND?")
-    return EditorFile(tensors, {}, {})
 
 
 class _Inert:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from easyedit_fast.errors import ModelError
 from easyedit_fast.models.passes import head_only_at
 from easyedit_fast.models.tracing import edit_output, frozen
 
@@ -113,12 +114,16 @@ def token_factors(
         rows: The rows.
         mean_over: ``row``: each row has a loss of its own, so that its factors do not depend on
             the others. ``batch``: one mean over the tokens of all rows, as in EasyEdit.
+
+    Raises:
+        ModelError: A module does not run exactly once over all tokens.
     """
     with torch.enable_grad(), _watched(modules) as seen:
         nll, row = target_nll(logits(), rows.labels)
         counts = torch.bincount(row, minlength=len(rows.labels))
         losses = nll.new_zeros(len(rows.labels)).index_add(0, row, nll) / counts
         loss = losses.sum() if mean_over == "row" else nll.mean()
+        _require_all_tokens(seen, modules, rows)
         deltas = torch.autograd.grad(loss, [output for _, output in seen.values()])
     shape = rows.input_ids.shape
     pairs = {
@@ -146,10 +151,14 @@ def _watched(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tenso
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(name: str, x: Tensor, output: Tensor) -> Tensor:
-        if not output.requires_grad:
-            output.requires_grad_(True)  # a leaf: nothing before it has a gradient
-        seen[name] = x.detach(), output
-        return output
+        if name in seen:
+            raise ModelError(
+                f"{name!r} runs more than once in a pass; leave it out of inner_params"
+            )
+        # A leaf where nothing before has a gradient. The model may add to what it gets in place.
+        kept = output if output.requires_grad else output.detach().requires_grad_(True)
+        seen[name] = x.detach(), kept
+        return kept.clone()
 
     with contextlib.ExitStack() as stack:
         for name, module in modules.items():
@@ -159,6 +168,21 @@ def _watched(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tenso
 
             stack.enter_context(edit_output(module, hook))
         yield seen
+
+
+def _require_all_tokens(
+    seen: Mapping[str, tuple[Tensor, Tensor]], modules: Mapping[str, nn.Module], rows: TargetRows
+) -> None:
+    """Checks that each module has run over all tokens.
+
+    Raises:
+        ModelError: One has not, as the head and parts for images do not.
+    """
+    for name in modules:
+        if name not in seen or seen[name][0].shape[:-1].numel() != rows.labels.numel():
+            raise ModelError(
+                f"{name!r} does not run over all tokens of a text; leave it out of inner_params"
+            )
 
 
 def _count(x: Tensor, delta: Tensor) -> Tensor:

@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
-from easyedit_fast.hparams import Float, Hparams, NonNegativeInt, PathText, PositiveInt
+from easyedit_fast.hparams import Float, Hparams, PathText, PositiveInt
+
+_OF_TRAINING = frozenset(
+    {
+        "lr",
+        "lr_lr",
+        "cedit",
+        "cloc",
+        "cbase",
+        "dropout",
+        "train_base",
+        "no_grad_layers",
+        "batch_size",
+        "max_iters",
+        "max_epochs",
+        "model_save_pt",
+        "silent",
+        "log_interval",
+        "eval_log_interval",
+        "final_eval",
+        "val_interval",
+        "early_stop_patience",
+        "early_stop_key",
+        "eval_only",
+        "half",
+        "debug",
+        "save",
+        "verbose",
+        "val_batch_size",
+        "accumulate_bs",
+        "val_steps",
+        "opt",
+        "grad_clip",
+        "results_dir",
+        "max_length",
+        "max_output_length",
+        "model_class",
+        "tokenizer_class",
+        "tokenizer_name",
+        "alg",
+    }
+)
+"""Keys of EasyEdit's files that have no meaning for an edit."""
 
 
 class MENDHyperParams(Hparams):
@@ -32,6 +74,9 @@ class MENDHyperParams(Hparams):
         shared: Weights of one shape share a network, with a scale and a shift of their own.
         hidden_dim: Kept for them too; no meaning with an `IDMLP`.
         seed: Of the network's first weights.
+        device: Where the model is loaded; None leaves it to the editor.
+        model_parallel: Whether the model is spread over all devices.
+        fp16: Whether the model is loaded in half precision.
     """
 
     alg_name: Literal["MEND"] = "MEND"
@@ -40,7 +85,7 @@ class MENDHyperParams(Hparams):
     inner_params: list[str] = pydantic.Field(min_length=1)
     edit_lr: Float = 1e-4
     lr_scale: Float = 1.0
-    n_hidden: NonNegativeInt = 1
+    n_hidden: Annotated[int, pydantic.Field(ge=0, le=64)] = 1
     rank: PositiveInt = 1920
     init: Literal["id", "xavier"] = "id"
     act: Literal["relu"] = "relu"
@@ -52,7 +97,15 @@ class MENDHyperParams(Hparams):
     delta_only: bool = False
     shared: bool = True
     hidden_dim: PositiveInt | None = None
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=1 << 63)] = 0
+    device: int | str | None = None
+    model_parallel: bool = False
+    fp16: bool = False
+
+    @classmethod
+    def _warn_unknown(cls, name: str) -> None:
+        if name not in _OF_TRAINING:
+            super()._warn_unknown(name)
 
     @pydantic.model_validator(mode="after")
     def _one_form(self) -> MENDHyperParams:

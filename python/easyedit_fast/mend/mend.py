@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_fast.data import RequestTokenizer
-from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, RequestError
+from easyedit_fast.errors import (
+    DataFileError,
+    HparamsError,
+    ModelError,
+    NonFiniteError,
+    RequestError,
+)
 from easyedit_fast.failures import Failures
+from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.mend.editor_files import EditorFile, read_editor
 from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, token_factors
@@ -22,7 +29,7 @@ from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.architectures import Architecture, architecture_of, linear_module
 from easyedit_fast.models.limits import context_length, find_token, tokens_without_embedding
-from easyedit_fast.models.memory import BatchSize, run_in_batches
+from easyedit_fast.models.memory import BatchSize, available_bytes, run_in_batches
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.timings import Timings
 from easyedit_fast.updates import ComputedUpdates, LowRankUpdate, WeightLayout
@@ -30,7 +37,13 @@ from easyedit_fast.updates import ComputedUpdates, LowRankUpdate, WeightLayout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_AT_ONCE = 64
+_AT_ONCE = 64  # above it a batch is no faster
+_SHARE = 0.8  # of the free memory
+_FLOAT32 = 4
+_STATES = 16  # of a block, for each token and the widest of its states
+_LOGIT_COPIES = 4  # logits, their float32 copy and log-softmax, and a gradient
+_SQUARES = (".u_s", ".v_s")  # read in training alone
+_STATISTICS = (".u_mean", ".u_std", ".v_mean", ".v_std", ".k")
 _WEIGHT = ".weight"
 
 
@@ -73,19 +86,21 @@ class Mend:
             ModelError: The editor is not for this model, or not trained.
         """
         self.hparams, editor = resolve_mend_hparams(hparams)
+        self._archive_sha256 = digest(Path(str(self.hparams.archive)))
         self.architecture = architecture or architecture_of(model)
         self._model = model
         self._tokenizer = tokenizer
         RequestTokenizer.from_transformers(tokenizer)  # refuses one that cannot be used
         self._modules, self._layouts = _edited_modules(model, self.hparams.inner_params)
         self.network = _network(self.hparams, editor, self._modules, self._layouts)
-        self.network.to(model.device).eval().requires_grad_(False)
+        self.network.eval().requires_grad_(False)
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on beside the requests, as plain JSON values."""
         return {
             "hyperparameters": self.hparams.source,
             "archive": self.hparams.archive,
+            "archive_sha256": self._archive_sha256,
             "inner_params": list(self.hparams.inner_params),
         }
 
@@ -94,8 +109,25 @@ class Mend:
         return self.hparams.to_dict()
 
     def requests_at_once(self, requests: Sequence[EditRequest]) -> int:
-        """How many of these are computed together."""
-        return min(len(requests), _AT_ONCE)
+        """How many of these are computed together: as many as the memory at hand takes."""
+        longest = max((self._text(request) for request in requests), key=len, default="")
+        tokenizer = RequestTokenizer.from_transformers(self._tokenizer)
+        plain = longest.encode(errors="replace").decode()  # what is no Unicode is refused later
+        tokens = int(tokenizer.encode([plain]).lengths[0])
+        fitting = _SHARE * available_bytes(self._model.device) / self._bytes_of(tokens)
+        return max(1, min(len(requests), _AT_ONCE, int(fitting)))
+
+    def _bytes_of(self, tokens: int) -> int:
+        """What a row takes at most: the states that the backward pass needs, and the logits."""
+        config = self._model.config.get_text_config()
+        widest = max(max(sizes) for sizes in _sizes(self._modules, self._layouts).values())
+        of_blocks: int = config.num_hidden_layers * _STATES * max(config.hidden_size, widest)
+        vocabulary: int = config.vocab_size
+        return _FLOAT32 * tokens * (of_blocks + _LOGIT_COPIES * vocabulary)
+
+    @staticmethod
+    def _text(request: EditRequest) -> str:
+        return f"{request.prompt} {request.target_new}"
 
     def compute(
         self,
@@ -122,6 +154,7 @@ class Mend:
             RecordError: A request does not fit the model, has values that are not finite, or takes
                 more memory than there is. It is named.
         """
+        self.network.to(self._model.device)
         failures = Failures() if failures is None else failures
         size = self.requests_at_once(requests) if batch_size == "auto" else batch_size
         found: dict[int, dict[str, LowRankUpdate]] = {}
@@ -183,7 +216,7 @@ class Mend:
 
     def _rows(self, requests: Sequence[EditRequest]) -> TargetRows:
         tokenizer = RequestTokenizer.from_transformers(self._tokenizer)
-        texts = [f"{request.prompt} {request.target_new}" for request in requests]
+        texts = [self._text(request) for request in requests]
         spans = [
             (len(request.prompt), len(text)) for request, text in zip(requests, texts, strict=True)
         ]
@@ -198,10 +231,11 @@ class Mend:
             raise RequestError(reason, record=row, field=field)
         limit = context_length(self._model)
         longest = int(batch.lengths.argmax())
-        if limit is not None and batch.lengths[longest] > limit:
+        length = int(batch.lengths[longest]) - 1  # the last one is not run
+        if limit is not None and length > limit:
             raise RequestError(
-                f"with its target it takes {batch.lengths[longest]} tokens, and the model reads "
-                f"{limit} at most; shorten it",
+                f"with its target it takes {length} tokens, and the model reads {limit} at most; "
+                "shorten it",
                 record=longest,
                 field="prompt",
             )
@@ -238,7 +272,10 @@ def resolve_mend_hparams(
             f"{archive} does not say which weights it edits, as checkpoints of other packages do "
             "not; give the hyperparameters that it was trained with, inner_params among them"
         )
-    resolved = MENDHyperParams(**{**editor.hparams, **given, "archive": str(archive)})
+    try:
+        resolved = MENDHyperParams(**{**editor.hparams, **given, "archive": str(archive)})
+    except HparamsError as error:
+        raise HparamsError(f"{source} over {archive}: {error}") from None
     return resolved.came_from(f"{archive}; {source}"), editor
 
 
@@ -261,6 +298,19 @@ def _edited_modules(
     return modules, layouts
 
 
+def _sizes(
+    modules: Mapping[str, nn.Module], layouts: Mapping[str, WeightLayout]
+) -> dict[str, tuple[int, int]]:
+    """(d_in, d_out) of each weight."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, module in modules.items():
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        rows, columns = weight.shape
+        sizes[name] = (columns, rows) if layouts[name] == "out_in" else (rows, columns)
+    return sizes
+
+
 def _network(
     hparams: MENDHyperParams,
     editor: EditorFile,
@@ -272,13 +322,7 @@ def _network(
     Raises:
         ModelError: The file is of another network, or not of a trained one.
     """
-    sizes: dict[str, tuple[int, int]] = {}
-    for name, module in modules.items():
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        rows, columns = weight.shape
-        sizes[name] = (columns, rows) if layouts[name] == "out_in" else (rows, columns)
-    network = EditorNetwork(hparams, sizes)
+    network = EditorNetwork(hparams, _sizes(modules, layouts))
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     there = {name: tuple(tensor.shape) for name, tensor in editor.tensors.items()}
     wrong = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
@@ -291,6 +335,12 @@ def _network(
         )
     network.load_state_dict(editor.tensors)
     network.require_trained()
+    for name, tensor in editor.tensors.items():
+        unread = name.endswith(_SQUARES) or (not hparams.norm and name.endswith(_STATISTICS))
+        if not unread and not bool(tensor.isfinite().all()):
+            raise DataFileError(
+                f"{hparams.archive}: {name!r} holds NaN or infinity; get the editor again"
+            )
     return network
 
 
@@ -304,7 +354,7 @@ def _refuse_not_finite(gradients: TokenFactors, places: Sequence[int], failures:
             reason = "the negative log-likelihood of its target gave NaN or infinity"
         else:
             continue
-        failures.refuse(place, NonFiniteError(f"{reason}; nothing was changed"))
+        failures.refuse(place, NonFiniteError(f"{reason}; shorten or leave it out"))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from easyedit_fast.errors import ModelError
 from easyedit_fast.mend.hparams import MENDHyperParams
 
+_DTYPE = torch.float32
 _EPSILON = 1e-7  # of a deviation, as in MEND's code
 
 
@@ -31,19 +32,23 @@ class LowRankLinear(nn.Module):
         mode_shift: ``[modes, d]``.
     """
 
-    def __init__(self, size: int, rank: int, init: str, modes: int | None) -> None:
+    def __init__(
+        self, size: int, rank: int, init: str, modes: int | None, generator: torch.Generator
+    ) -> None:
         """Makes a layer of ``size`` inputs and outputs; no modes where it serves one weight."""
         super().__init__()
         rank = min(rank, size)
-        self.u = nn.Parameter(torch.zeros(size, rank))
-        self.v = nn.Parameter(torch.randn(rank, size))
+        self.u = nn.Parameter(torch.zeros(size, rank, dtype=_DTYPE))
+        self.v = nn.Parameter(torch.randn(rank, size, dtype=_DTYPE, generator=generator))
         if init == "xavier":
-            nn.init.xavier_uniform_(self.u, gain=nn.init.calculate_gain("relu"))
-            nn.init.xavier_uniform_(self.v)
-        self.bias = nn.Parameter(torch.zeros(size))
+            gain = nn.init.calculate_gain("relu")
+            nn.init.xavier_uniform_(self.u, gain=gain, generator=generator)
+            nn.init.xavier_uniform_(self.v, generator=generator)
+        self.bias = nn.Parameter(torch.zeros(size, dtype=_DTYPE))
         if modes is not None:
-            self.mode_shift = nn.Embedding(modes, size, _weight=torch.zeros(modes, size))
-            self.mode_scale = nn.Embedding(modes, size, _weight=torch.ones(modes, size))
+            zeros = torch.zeros(modes, size, dtype=_DTYPE)
+            self.mode_shift = nn.Embedding(modes, size, _weight=zeros)
+            self.mode_scale = nn.Embedding(modes, size, _weight=torch.ones_like(zeros))
         self._shared = modes is not None
         self._residual = init == "id"
 
@@ -60,11 +65,17 @@ class LowRankLinear(nn.Module):
 class IDMLP(nn.Module):
     """Layers of one size, each low-rank."""
 
-    def __init__(self, size: int, hparams: MENDHyperParams, modes: int | None) -> None:
+    def __init__(
+        self,
+        size: int,
+        hparams: MENDHyperParams,
+        modes: int | None,
+        generator: torch.Generator,
+    ) -> None:
         """Makes ``n_hidden + 1`` layers."""
         super().__init__()
         self.layers = nn.ModuleList(
-            LowRankLinear(size, hparams.rank, hparams.init, modes)
+            LowRankLinear(size, hparams.rank, hparams.init, modes, generator)
             for _ in range(hparams.n_hidden + 1)
         )
 
@@ -92,27 +103,34 @@ class GradientTransform(nn.Module):
     v_std: Tensor
     k: Tensor
 
-    def __init__(self, sizes: tuple[int, int], hparams: MENDHyperParams, modes: int | None) -> None:
+    def __init__(
+        self,
+        sizes: tuple[int, int],
+        hparams: MENDHyperParams,
+        modes: int | None,
+        generator: torch.Generator,
+    ) -> None:
         """Makes the networks.
 
         Args:
             sizes: (d_in, d_out) of the weights.
             hparams: The hyperparameters.
             modes: How many weights share them; None for one that has them for itself.
+            generator: Of their first weights.
         """
         super().__init__()
         for name, size in zip("uv", sizes, strict=True):
             for part in ("mean", "std", "s"):
-                self.register_buffer(f"{name}_{part}", torch.full((size,), torch.nan))
-        self.register_buffer("k", torch.full((1,), torch.nan))
+                self.register_buffer(f"{name}_{part}", torch.full((size,), torch.nan, dtype=_DTYPE))
+        self.register_buffer("k", torch.full((1,), torch.nan, dtype=_DTYPE))
         self._sizes = sizes
         self.norm = hparams.norm
         if hparams.combine:
-            self.mlp = IDMLP(sum(sizes), hparams, modes)
+            self.mlp = IDMLP(sum(sizes), hparams, modes, generator)
         else:
             x_too, delta_too = _sides(hparams, *sizes)
-            self.mlp1 = IDMLP(sizes[0], hparams, modes) if x_too else None
-            self.mlp2 = IDMLP(sizes[1], hparams, modes) if delta_too else None
+            self.mlp1 = IDMLP(sizes[0], hparams, modes, generator) if x_too else None
+            self.mlp2 = IDMLP(sizes[1], hparams, modes, generator) if delta_too else None
         self._combine = hparams.combine
 
     def forward(self, x: Tensor, delta: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -188,17 +206,16 @@ class EditorNetwork(nn.Module):
         self._groups = _groups(sizes, shared=hparams.shared)
         self._places = {name: place for place, name in enumerate(sizes)}
         self._lr_scale = hparams.lr_scale
-        self.edit_lrs = nn.Parameter(torch.full((len(sizes),), hparams.edit_lr))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hparams.seed)
-            self.mend = nn.ModuleDict(
-                {
-                    key: GradientTransform(
-                        sizes[names[0]], hparams, len(names) if hparams.shared else None
-                    )
-                    for key, names in self._groups.items()
-                }
-            )
+        self.edit_lrs = nn.Parameter(torch.full((len(sizes),), hparams.edit_lr, dtype=_DTYPE))
+        generator = torch.Generator().manual_seed(hparams.seed)
+        self.mend = nn.ModuleDict(
+            {
+                key: GradientTransform(
+                    sizes[names[0]], hparams, len(names) if hparams.shared else None, generator
+                )
+                for key, names in self._groups.items()
+            }
+        )
 
     def require_trained(self) -> None:
         """Checks that inputs can be normalised.
@@ -227,9 +244,11 @@ class EditorNetwork(nn.Module):
             update is the sum over tokens of δ̃ x̃ᵀ.
         """
         made: dict[str, tuple[Tensor, Tensor]] = {}
+        place = self.edit_lrs.device  # those of a model that is spread come from several
         for key, names in self._groups.items():
             x, delta = (
-                torch.cat([factors[name][side].float() for name in names]) for side in (0, 1)
+                torch.cat([factors[name][side].to(place, _DTYPE) for name in names])
+                for side in (0, 1)
             )
             counts = [len(factors[name][0]) for name in names]
             parts = (side.split(counts) for side in self.mend[key](x, delta, counts))

@@ -120,7 +120,7 @@ class EditJob:
         for place, error in result.failures.items():
             lines[place]["error"] = str(error.at(numbers[place]))
         for place, edit in zip(result.finished, result.edits, strict=True):
-            told = result.details[place]["layers"]
+            told = result.details[place].get("layers", {})  # of methods that take steps
             if self.evaluate:
                 lines[place]["metrics"] = {**scored[place], "case_id": numbers[place]}
             lines[place]["steps"] = {layer: of_layer["steps"] for layer, of_layer in told.items()}
