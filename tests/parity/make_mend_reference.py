@@ -1,6 +1,6 @@
 """Writes what EasyEdit's own MEND computes on a tiny model: ``mend_easyedit.safetensors``.
 
-    python tests/parity/make_mend_reference.py --easyedit DIR
+    python -m tests.parity.make_mend_reference --easyedit DIR
 
 DIR is a checkout of zjunlp/EasyEdit (14cea82 was used); the package ``higher`` must be installed.
 """
