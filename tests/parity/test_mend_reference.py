@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 
 from easyedit_fast.mend.factors import TargetRows, model_logits, token_factors
 from easyedit_fast.mend.hparams import MENDHyperParams
+from easyedit_fast.mend.losses import TailRows, outer_losses
 from easyedit_fast.mend.network import EditorNetwork
-from easyedit_fast.models.tracing import edit_output
+from easyedit_fast.models.architectures import architecture_of
+from easyedit_fast.models.tail import Tail
 from tests.parity.mend_case import (
     HPARAMS,
     INNER_PARAMS,
@@ -90,17 +91,11 @@ def modules(model: Any) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name.removesuffix(".weight")) for name in INNER_PARAMS}
 
 
-@contextlib.contextmanager
-def edited(model: Any, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for name, module in modules(model).items():
-            x, delta = factors[name]
-
-            def add(inputs: Tensor, output: Tensor, x: Tensor = x, d: Tensor = delta) -> Tensor:
-                return output + inputs @ x.T @ d
-
-            stack.enter_context(edit_output(module, add))
-        yield
+def kept(model: Any, rows: TargetRows) -> TailRows:
+    start = torch.zeros(len(rows.labels), dtype=torch.long)
+    places = architecture_of(model)
+    tail = Tail.capture(model, places, 1, rows.input_ids, rows.attention_mask, start)
+    return TailRows(rows, tail)
 
 
 def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
@@ -129,7 +124,9 @@ def test_an_edit(model: Any, network: EditorNetwork, reference: Reference) -> No
     assert_factors(network(found.factors), network, reference, "eval")
 
 
-def test_a_training_step(model: Any, network: EditorNetwork, reference: Reference) -> None:
+def test_factors_and_statistics_in_training(
+    model: Any, network: EditorNetwork, reference: Reference
+) -> None:
     network.train()
     rows = edit_rows()
     run = functools.partial(model_logits, model, rows)
@@ -140,19 +137,20 @@ def test_a_training_step(model: Any, network: EditorNetwork, reference: Referenc
         expected = reference[f"after.{name}"]
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
+
+def test_the_outer_losses(model: Any, network: EditorNetwork, reference: Reference) -> None:
+    network.train()
+    edits = kept(model, edit_rows())
     ids, mask = padded(LOCALITY)
-    model.requires_grad_(False)
-    with torch.no_grad():
-        base = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
-    with edited(model, made):
-        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
-        changed = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
-    loss_edit = nn.functional.cross_entropy(logits.flatten(0, 1), rows.labels.flatten())
-    kl = (base.exp() * (base - changed)).sum(-1)
-    loss_loc = (kl * mask).sum() / mask.sum()
-    assert_near(loss_edit, reference["loss_edit"], "loss_edit")
-    assert_near(loss_loc, reference["loss_loc"], "loss_loc")
-    total = HPARAMS["cedit"] * loss_edit + HPARAMS["cloc"] * loss_loc
+    locality = kept(model, TargetRows(ids, mask, torch.full_like(ids, -100)))
+    base = locality.logits(mask.bool())
+    together = [0, 0]
+    found = outer_losses(
+        network, modules(model), edits, edits, locality, base, together, mean_over="batch"
+    )
+    assert_near(found.edit, reference["loss_edit"], "loss_edit")
+    assert_near(found.locality, reference["loss_loc"], "loss_loc")
+    total = HPARAMS["cedit"] * found.edit + HPARAMS["cloc"] * found.locality
     parameters = dict(network.named_parameters())
     gradients = torch.autograd.grad(total, list(parameters.values()))
     for name, gradient in zip(parameters, gradients, strict=True):

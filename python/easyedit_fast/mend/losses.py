@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,8 @@ def outer_losses(
     locality: TailRows,
     base_logits: Tensor,
     groups: Sequence[int],
+    *,
+    mean_over: Literal["row", "batch"] = "row",
 ) -> OuterLosses:
     """Edits the model in groups of records, and looks at what became of each record's prompts.
 
@@ -78,8 +81,9 @@ def outer_losses(
         locality: One row a record: a prompt whose predictions shall stay.
         base_logits: ``[tokens, vocabulary]``, the unedited model's at all tokens of `locality`.
         groups: The group of each record, from 0: records of a group are edited together.
+        mean_over: As for `token_factors`.
     """
-    gradients = token_factors(edits.target_logits, modules, edits.rows)
+    gradients = token_factors(edits.target_logits, modules, edits.rows, mean_over=mean_over)
     factors = network(gradients.factors)
     group = torch.tensor(groups, device=gradients.losses.device)
     with edited_in_groups(modules, factors, gradients.tokens, group):
