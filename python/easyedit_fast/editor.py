@@ -112,7 +112,9 @@ class Editor:
         check_tokenizer(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.method = method_factory(method)(model, tokenizer, architecture, hparams, preset)
+        self.method = method_factory(method)(
+            model, tokenizer, architecture=architecture, hparams=hparams, preset=preset
+        )
         self._evaluator = Evaluator(model, tokenizer)
         self._fingerprint = model_fingerprint(model, self.method.architecture)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 from easyedit_fast.errors import HparamsError, RecordError
@@ -13,6 +13,7 @@ OnError: TypeAlias = Literal["raise", "skip"]
 
 
 _Request = TypeVar("_Request")
+_Made = TypeVar("_Made")
 
 
 class Failures(dict[int, RecordError]):
@@ -79,6 +80,29 @@ class Failures(dict[int, RecordError]):
             if error.record is None:
                 raise
             self.refuse(places[error.record], error)
+
+    def made_of_others(
+        self, places: Iterable[int], make: Callable[[list[int]], _Made]
+    ) -> tuple[list[int], _Made | None]:
+        """Calls `make` on the places that have not failed, again without each that it refuses.
+
+        Args:
+            places: Some places.
+            make: Takes places; a `RecordError` of its names one by its number among them.
+
+        Returns:
+            The places that did not fail, and what is made of them; None where none is left.
+
+        Raises:
+            RecordError: As `catching`.
+        """
+        fitting = self.among(places)
+        made: _Made | None = None
+        while fitting and made is None:
+            with self.catching(fitting):
+                made = make(fitting)
+            fitting = self.among(fitting)
+        return fitting, made
 
     def among(self, places: Iterable[int]) -> list[int]:
         """Those of some places whose requests have not failed."""

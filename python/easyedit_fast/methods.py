@@ -69,36 +69,30 @@ class EditingMethod(Protocol):
         ...
 
 
-MethodFactory = Callable[
-    ["PreTrainedModel", "PreTrainedTokenizerBase", "Architecture | None", Any, "str | None"],
-    EditingMethod,
-]
+MethodFactory = Callable[..., EditingMethod]
+"""Takes a model and its tokenizer, and by name ``architecture``, ``hparams`` and ``preset``."""
 
 
 def _make_rome(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    architecture: Architecture | None,
-    hparams: Any,
-    preset: str | None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> EditingMethod:
     from easyedit_fast.rome import Rome
 
-    return Rome(model, tokenizer, architecture=architecture, hparams=hparams, preset=preset)
+    return Rome(model, tokenizer, **options)
 
 
 def _make_mend(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    architecture: Architecture | None,
-    hparams: Any,
+    *,
     preset: str | None,
+    **options: Any,
 ) -> EditingMethod:
     from easyedit_fast.mend import Mend
 
     if preset is not None:
-        preset_values("mend", preset)
-    return Mend(model, tokenizer, architecture=architecture, hparams=hparams)
+        preset_values("mend", preset)  # refuses it
+    return Mend(model, tokenizer, **options)
 
 
 def _rome_preset(name: str) -> dict[str, Any]:

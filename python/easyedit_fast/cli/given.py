@@ -79,12 +79,13 @@ def overrides_of(
     from easyedit_fast.methods import method_factory
 
     method_factory(method)  # one that is unknown is named first
-    own = {"rome": {"--layers": layers, "--second-moment": second_moment}}
-    own["mend"] = {"--archive": archive}
-    for owner, given in own.items():
-        for option, value in given.items():
-            if value is not None and method.lower() != owner:
-                raise typer.BadParameter(f"{option} is for --method {owner}; leave it out")
+    for option, value, owner in (
+        ("--layers", layers, "rome"),
+        ("--second-moment", second_moment, "rome"),
+        ("--archive", archive, "mend"),
+    ):
+        if value is not None and method.lower() != owner:
+            raise typer.BadParameter(f"{option} is for --method {owner}; leave it out")
     overrides: dict[str, Any] = {}
     if archive is not None:
         overrides["archive"] = str(archive)

@@ -19,7 +19,7 @@ from torch import Tensor
 from easyedit_fast.evaluation.isolation import RowUpdates, Updates
 from easyedit_fast.failures import Failures
 from easyedit_fast.models.memory import run_in_batches
-from easyedit_fast.models.passes import call_with_cache, head_only_at
+from easyedit_fast.models.passes import call_with_cache, head_only_at, padded_rows
 from easyedit_fast.models.prefix import RecordingCache, StandInCache
 from easyedit_fast.models.ragged import group_cost, partition
 from easyedit_fast.models.row_cache import RowCache, States
@@ -149,7 +149,7 @@ class _Batch:
     def _prefill(self, group: Sequence[int]) -> States:
         """Runs prompts with their answers, and returns keys and values if a row goes on."""
         passages = [self.passages[row] for row in group]
-        ids, mask = _padded([passage.fed for passage in passages])
+        ids, mask = padded_rows([passage.fed for passage in passages])
         columns = torch.arange(ids.shape[1]).expand_as(ids)
         # Which of the answer's tokens is predicted where.
         places = columns + 1 - torch.tensor([[passage.start] for passage in passages])
@@ -231,11 +231,3 @@ class _Batch:
     def _choose(self, logits: Tensor, places: Tensor) -> list[int]:
         tokens: list[int] = self.decoder.choose(logits, places.to(logits.device)).tolist()
         return tokens
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right [n, t], and their attention mask [n, t], both int64."""
-    lengths = torch.tensor([[len(row)] for row in rows])
-    width = int(lengths.max())
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-    return ids, (torch.arange(width) < lengths).long()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from easyedit_fast.errors import (
     HparamsError,
     ModelError,
     NonFiniteError,
-    RequestError,
 )
 from easyedit_fast.failures import Failures
 from easyedit_fast.files import digest
@@ -28,7 +28,12 @@ from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, t
 from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.architectures import Architecture, architecture_of, linear_module
-from easyedit_fast.models.limits import context_length, find_token, tokens_without_embedding
+from easyedit_fast.models.limits import (
+    context_length,
+    refuse_long_rows,
+    refuse_unknown_tokens,
+    tokens_without_embedding,
+)
 from easyedit_fast.models.memory import BatchSize, available_bytes, run_in_batches
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.timings import Timings
@@ -184,13 +189,10 @@ class Mend:
         timings: Timings,
     ) -> tuple[dict[int, dict[str, LowRankUpdate]], dict[int, float]]:
         """Updates and losses of the requests at some places, but for those that fail."""
-        fitting = failures.among(places)
-        rows: TargetRows | None = None
         with timings.phase("tokenise"):
-            while fitting and rows is None:
-                with failures.catching(fitting):
-                    rows = self._rows([requests[place] for place in fitting])
-                fitting = failures.among(fitting)
+            fitting, rows = failures.made_of_others(
+                places, lambda fitting: self._rows([requests[place] for place in fitting])
+            )
         if rows is None:
             return {}, {}
         with timings.phase("gradients"):
@@ -222,23 +224,11 @@ class Mend:
         ]
         batch = tokenizer.encode(texts, target_spans=spans)
         assert batch.labels is not None
-        unknown = find_token(
-            batch.input_ids, tokens_without_embedding(self._model, self._tokenizer)
-        )
-        if unknown is not None:
-            row, column, reason = unknown
-            field = "prompt" if batch.labels[row, column] == -100 else "target_new"
-            raise RequestError(reason, record=row, field=field)
-        limit = context_length(self._model)
-        longest = int(batch.lengths.argmax())
-        length = int(batch.lengths[longest]) - 1  # the last one is not run
-        if limit is not None and length > limit:
-            raise RequestError(
-                f"with its target it takes {length} tokens, and the model reads {limit} at most; "
-                "shorten it",
-                record=longest,
-                field="prompt",
-            )
+        records = np.arange(len(requests))
+        unknown = tokens_without_embedding(self._model, self._tokenizer)
+        refuse_unknown_tokens(batch.input_ids, batch.labels, records, unknown)
+        # The last token is not run.
+        refuse_long_rows(batch.lengths - 1, records, context_length(self._model), "its target")
         device = self._model.device
         ids, mask, labels = (
             torch.from_numpy(array).to(device)

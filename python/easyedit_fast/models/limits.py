@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from easyedit_fast.errors import RequestError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,3 +65,51 @@ def find_token(
         "leave it out, or give the model one (resize_token_embeddings)"
     )
     return row, column, reason
+
+
+def refuse_unknown_tokens(
+    input_ids: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    records: NDArray[np.int64],
+    unknown: Mapping[int, str],
+) -> None:
+    """Refuses rows of prompts with targets that hold one of `tokens_without_embedding`.
+
+    Args:
+        input_ids: ``[rows, columns]``.
+        labels: ``[rows, columns]``; -100 outside the targets.
+        records: ``[rows]``, the request of each row.
+        unknown: Names by id.
+
+    Raises:
+        RequestError: A row holds one; request and field are named.
+    """
+    found = find_token(input_ids, unknown)
+    if found is not None:
+        row, column, reason = found
+        field = "prompt" if labels[row, column] == -100 else "target_new"
+        raise RequestError(reason, record=int(records[row]), field=field)
+
+
+def refuse_long_rows(
+    lengths: NDArray[np.int64], records: NDArray[np.int64], limit: int | None, within: str
+) -> None:
+    """Refuses rows that are longer than what the model reads.
+
+    Args:
+        lengths: ``[rows]``, tokens that are run.
+        records: ``[rows]``, the request of each row.
+        limit: See `context_length`.
+        within: What a row holds beside the prompt, for the message.
+
+    Raises:
+        RequestError: A row is; its request is named.
+    """
+    if limit is not None and lengths.max() > limit:
+        row = int(lengths.argmax())
+        raise RequestError(
+            f"with {within} it takes {lengths[row]} tokens, and the model reads {limit} at most; "
+            "shorten it",
+            record=int(records[row]),
+            field="prompt",
+        )

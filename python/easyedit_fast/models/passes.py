@@ -135,6 +135,14 @@ def call_with_cache(part: nn.Module, cache: StandInCache, **arguments: Any) -> A
     return part(**arguments, use_cache=True, return_dict=True)
 
 
+def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right ``[n, t]``, and their attention mask ``[n, t]``, both int64."""
+    lengths = torch.tensor([[len(row)] for row in rows])
+    width = int(lengths.max())
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return ids, (torch.arange(width) < lengths).long()
+
+
 @contextlib.contextmanager
 def head_only_at(model: PreTrainedModel, read: Tensor) -> Iterator[None]:
     """Feeds the head [1, p, d] instead of [n, t, d], so that [n, t, vocabulary] never exists.

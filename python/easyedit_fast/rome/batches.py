@@ -98,13 +98,8 @@ class ValueFinder:
         places: Sequence[int],
     ) -> tuple[list[int], dict[int, LayerValues]]:
         """The values of the requests at some places, but for those that fail."""
-        fitting = self.failures.among(places)
-        rows: Rows | None = None
         with self.timings.phase("tokenise"):
-            while fitting and rows is None:
-                with self.failures.catching(fitting):
-                    rows = self._rows(fitting)
-                fitting = self.failures.among(fitting)
+            fitting, rows = self.failures.made_of_others(places, self._rows)
         if rows is None:
             return [], {}
         own = [earlier[place] for place in fitting] if len(earlier) > 1 else earlier

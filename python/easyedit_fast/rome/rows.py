@@ -14,7 +14,7 @@ import torch
 
 from easyedit_fast.data import RequestTokenizer, TokenBatch
 from easyedit_fast.errors import RequestError
-from easyedit_fast.models.limits import find_token
+from easyedit_fast.models.limits import refuse_long_rows, refuse_unknown_tokens
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.rome.hparams import FactToken
 
@@ -107,7 +107,7 @@ def build_rows(
     batch = _encode(tokenizer, requests, templates, fact_token, number)
     assert batch.labels is not None
     assert batch.subject_last is not None
-    _refuse_unknown(batch.input_ids, batch.labels, number, unknown or {})
+    refuse_unknown_tokens(batch.input_ids, batch.labels, number, unknown or {})
     fact_position = batch.subject_last + (fact_token == "subject_first_after_last")
     essence_rows = np.arange(rows) % rows_per_request == len(templates)
     target_row, label_position = np.nonzero((batch.labels != -100) & ~essence_rows[:, None])
@@ -115,7 +115,7 @@ def build_rows(
     _refuse_late_fact(fact_position[target_row], label_position, number[target_row])
     length = fact_position + 1
     np.maximum.at(length, target_row, label_position)
-    _refuse_long(length, number, context)
+    refuse_long_rows(length, number, context, "context template and target")
     width = int(length.max())
     kept = np.arange(width) < length[:, None]
 
@@ -161,16 +161,6 @@ def _encode(
         raise RequestError(error.reason, record=record, field=error.field) from None
 
 
-def _refuse_unknown(
-    input_ids: np.ndarray, labels: np.ndarray, number: np.ndarray, unknown: Mapping[int, str]
-) -> None:
-    found = find_token(input_ids, unknown)
-    if found is not None:
-        row, column, reason = found
-        field = "prompt" if labels[row, column] == -100 else "target_new"
-        raise RequestError(reason, record=int(number[row]), field=field)
-
-
 def _refuse_late_fact(fact_position: np.ndarray, label: np.ndarray, number: np.ndarray) -> None:
     late = np.flatnonzero(fact_position >= label)
     if len(late):
@@ -178,17 +168,6 @@ def _refuse_late_fact(fact_position: np.ndarray, label: np.ndarray, number: np.n
             "its fact token is part of its target; let the prompt go on after the subject, or use "
             "fact_token='subject_last'",
             record=int(number[late[0]]),
-            field="prompt",
-        )
-
-
-def _refuse_long(length: np.ndarray, number: np.ndarray, context: int | None) -> None:
-    if context is not None and length.max() > context:
-        row = int(length.argmax())
-        raise RequestError(
-            f"with context template and target it takes {length[row]} tokens, and the model reads "
-            f"{context} at most; shorten it",
-            record=int(number[row]),
             field="prompt",
         )
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from easyedit_fast.errors import NonFiniteError
 from easyedit_fast.files import digest, replacing, write_whole
-from easyedit_fast.models.architectures import Architecture, block
+from easyedit_fast.models.architectures import Architecture, block, number_of_layers
 from easyedit_fast.models.cache import cache_folder
 from easyedit_fast.models.checksums import weight_checksum
+from easyedit_fast.models.passes import padded_rows
 from easyedit_fast.models.tracing import frozen, stop_after, watch_block
 
 if TYPE_CHECKING:
@@ -144,10 +145,7 @@ def _entering(
     model: PreTrainedModel, architecture: Architecture, layer: int, rows: Sequence[Sequence[int]]
 ) -> Tensor:
     """What enters a block, ``[rows, tokens, d_model]``, of rows padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
-    lengths = torch.tensor([len(row) for row in rows], device=model.device)
-    mask = (torch.arange(width, device=model.device) < lengths[:, None]).long()
+    ids, mask = (part.to(model.device) for part in padded_rows(rows))
     seen: list[Tensor] = []
     part = block(model, architecture, layer)
     with (
@@ -164,7 +162,8 @@ def _key(
 ) -> dict[str, Any]:
     """All that the states depend on, as plain JSON values."""
     upper = tuple(
-        f"{architecture.block_name(number)}." for number in range(layer, _depth(model) + 1)
+        f"{architecture.block_name(number)}."
+        for number in range(layer, number_of_layers(model, architecture))
     )
     weights = {
         name: weight_checksum(parameter)
@@ -209,8 +208,3 @@ def _sha256(values: Any) -> str:
 def _width(model: PreTrainedModel) -> int:
     size: int = model.config.get_text_config().hidden_size
     return size
-
-
-def _depth(model: PreTrainedModel) -> int:
-    depth: int = model.config.get_text_config().num_hidden_layers
-    return depth

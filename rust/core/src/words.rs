@@ -124,18 +124,20 @@ impl Words {
         let (mut characters, mut rest) = (0_usize, text);
         let mut parts = parts(text).peekable();
         while let Some(part) = parts.next() {
-            let mut met = vec![part];
+            let mut bytes = part.len();
             if !self.add_known(part, characters, &mut found) {
+                let mut new = vec![part];
                 // A call of the tokenizer costs more than what it does, so as much as can be.
                 while let Some(next) = parts.next_if(|next| !self.knows(next)) {
-                    met.push(next);
+                    bytes = bytes.saturating_add(next.len());
+                    new.push(next);
                 }
-                self.add_new(tokenizer, rest, &met, characters, &mut found)?;
+                let whole = rest.get(..bytes).unwrap_or(rest);
+                self.add_new(tokenizer, whole, &new, characters, &mut found)?;
             }
-            for part in met {
-                characters = characters.saturating_add(length(part));
-                rest = rest.get(part.len()..).unwrap_or_default();
-            }
+            let (met, left) = rest.split_at_checked(bytes).unwrap_or((rest, ""));
+            characters = characters.saturating_add(length(met));
+            rest = left;
         }
         if add_special_tokens {
             found.extend_from_slice(&self.around.1);
@@ -162,7 +164,7 @@ impl Words {
         known.get(part).map(|own| read(own))
     }
 
-    /// Adds the tokens of the parts with which a text begins, and keeps them.
+    /// Adds the tokens of a text, and keeps them for each of its parts.
     fn add_new(
         &self,
         tokenizer: &Tokenizer,
@@ -171,8 +173,7 @@ impl Words {
         characters: usize,
         found: &mut Vec<Token>,
     ) -> tokenizers::Result<()> {
-        let bytes = parts.iter().map(|part| part.len()).sum();
-        let all = tokens(&encode(tokenizer, text.get(..bytes).unwrap_or(text))?);
+        let all = tokens(&encode(tokenizer, text)?);
         found.extend(all.iter().map(|token| token.moved(characters)));
         let (mut own, mut start) = (all.as_slice(), 0_usize);
         let mut left = parts.iter().peekable();
