@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "easyedit_fast"
 # the same order.
 LEVELS = (
     {"errors"},
-    {"failures", "files", "hparams", "plots", "requests", "timings", "version"},
+    {"failures", "files", "hparams", "plots", "processes", "requests", "timings", "version"},
     {"kernels", "models", "result_files", "sequence", "tensor_files", "updates"},
     {"data", "edit_files", "ledger", "metrics"},
     {"edits", "moments", "training"},

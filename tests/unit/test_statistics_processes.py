@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from easyedit_fast.moments import collect, collect_statistics
-from easyedit_fast.moments.processes import rank_and_ranks
+from easyedit_fast.processes import rank_and_ranks
 from tests.unit.test_statistics import RandomCorpus
 from tests.unit.tiny_models import tiny_model
 

@@ -84,7 +84,7 @@ def stats(
     require_folder_path(out, "--out")
     from easyedit_fast.models.loading import load_model
     from easyedit_fast.moments import collect_statistics
-    from easyedit_fast.moments.processes import own_device, rank_and_ranks
+    from easyedit_fast.processes import own_device, rank_and_ranks
     from easyedit_fast.rome.hparams import rome_rule
 
     loaded, tokenizer = load_model(model, device=device or own_device(), dtype=dtype)

@@ -9,13 +9,14 @@ Modules and parameters have the names of EasyEdit's checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from easyedit_fast.errors import ModelError
 from easyedit_fast.mend.hparams import MENDHyperParams
+from easyedit_fast.processes import gathered
 
 _DTYPE = torch.float32
 _EPSILON = 1e-7  # of a deviation, as in MEND's code
@@ -57,8 +58,9 @@ class LowRankLinear(nn.Module):
         hidden = inputs @ self.v.T @ self.u.T + self.bias
         if self._shared:
             hidden = torch.addcmul(self.mode_shift(modes), hidden, self.mode_scale(modes))
-        # Not relu: the gradient at 0, where an identity begins, is 1 here.
-        active = hidden.clamp(min=0)
+        # relu, but for the gradient at 0, which is 1 here: an identity begins there, and would
+        # never learn. (MEND's clamp had that gradient too, until torch made it 0.)
+        active = hidden * (hidden >= 0)
         return active + inputs if self._residual else active
 
 
@@ -159,32 +161,57 @@ class GradientTransform(nn.Module):
             )
         known = float(self.k.nan_to_num())
         made = self._take_in("u", x, counts, known), self._take_in("v", delta, counts, known)
-        self.k.fill_(known + len(x))
+        self.k.fill_(known + float(sum(part.sum() for part in gathered(_as_tensor(counts, x)))))
         return made
 
     @torch.no_grad()
     def _take_in(self, name: str, rows: Tensor, counts: Sequence[int], known: float) -> Tensor:
         """Takes each weight's tokens in, and normalises them by what is known then.
 
-        Chan's rule of joining two sets gives what Welford's gives token by token.
+        Chan's rule of joining two sets gives what Welford's gives token by token. Tokens of other
+        processes are taken in as this one's are.
         """
         mean = getattr(self, f"{name}_mean").nan_to_num()
         squares = getattr(self, f"{name}_s").nan_to_num()
         normalised = []
-        for own in rows.split(list(counts)):
-            tokens = len(own)
-            share = tokens / (known + tokens)
-            own_mean = own.mean(dim=0)
-            step = own_mean - mean
-            squares = squares + (own - own_mean).square().sum(0) + step.square() * known * share
-            mean = mean + step * share
-            known += tokens
+        own_rows = rows.split(list(counts))
+        for own, everywhere in zip(own_rows, _moments_everywhere(own_rows), strict=True):
+            for tokens, own_mean, own_squares in everywhere:
+                share = tokens / (known + tokens)
+                step = own_mean - mean
+                squares = squares + own_squares + step.square() * known * share
+                mean = mean + step * share
+                known += tokens
             deviation = (squares / (known - 1)).sqrt()
             normalised.append((own - mean) / (deviation + _EPSILON))
         getattr(self, f"{name}_mean").copy_(mean)
         getattr(self, f"{name}_s").copy_(squares)
         getattr(self, f"{name}_std").copy_(deviation)
         return torch.cat(normalised)
+
+
+def _moments_everywhere(
+    parts: Sequence[Tensor],
+) -> Iterator[list[tuple[float, Tensor, Tensor]]]:
+    """For each weight, of each process that has tokens: their number, mean and squared deviations.
+
+    Args:
+        parts: This process's ``[tokens, d]`` of each weight.
+    """
+    means = torch.stack([part.sum(0) / max(1, len(part)) for part in parts])
+    squares = [(part - mean).square().sum(0) for part, mean in zip(parts, means, strict=True)]
+    moments = gathered(torch.stack([means, torch.stack(squares)]))
+    counts = [own.tolist() for own in gathered(_as_tensor([len(part) for part in parts], means))]
+    for weight in range(len(parts)):
+        yield [
+            (own[weight], both[0, weight], both[1, weight])
+            for own, both in zip(counts, moments, strict=True)
+            if own[weight]
+        ]
+
+
+def _as_tensor(counts: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(counts, dtype=torch.float64).to(like.device)
 
 
 class EditorNetwork(nn.Module):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+_Told = TypeVar("_Told")
 
 
 def rank_and_ranks() -> tuple[int, int]:
@@ -43,6 +46,35 @@ def first_decides(flags: Sequence[bool]) -> list[bool]:
     told = torch.tensor(flags, dtype=torch.uint8, device=own_device())
     torch.distributed.broadcast(told, 0)
     return [bool(flag) for flag in told.tolist()]
+
+
+def gathered(tensor: Tensor) -> list[Tensor]:
+    """The tensor of each process, of one shape in all of them; its own alone where it is alone."""
+    ranks = rank_and_ranks()[1]
+    if ranks == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor) for _ in range(ranks)]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+def first_tells(value: _Told) -> _Told:
+    """What the first process has, in all of them."""
+    if rank_and_ranks()[1] == 1:
+        return value
+    told: list[_Told] = [value]
+    torch.distributed.broadcast_object_list(told, 0, device=own_device())
+    return told[0]
+
+
+@contextlib.contextmanager
+def first_of_machine_first() -> Iterator[None]:
+    """Lets the first process of each machine through a ``with`` block before the others."""
+    if rank_and_ranks()[1] == 1:
+        yield
+        return
+    with _state().local_main_process_first():
+        yield
 
 
 def wait_for_all() -> None:
