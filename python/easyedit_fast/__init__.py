@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     )
     from easyedit_fast.editor import Editor
     from easyedit_fast.edits import Edit
+    from easyedit_fast.mend.hparams import MENDHyperParams, MENDTrainingHparams
     from easyedit_fast.models.architectures import Architecture
     from easyedit_fast.moments import collect_statistics
     from easyedit_fast.requests import EditRequest, Probe
     from easyedit_fast.results import EditResult
     from easyedit_fast.rome.hparams import ROMEHyperParams
     from easyedit_fast.sweeps import sweep
+    from easyedit_fast.trainers import train_editor
     from easyedit_fast.version import __version__
 
 _HOMES = {
@@ -34,6 +36,8 @@ _HOMES = {
     "EditResult": "easyedit_fast.results",
     "Editor": "easyedit_fast.editor",
     "HubDataset": "easyedit_fast.data",
+    "MENDHyperParams": "easyedit_fast.mend.hparams",
+    "MENDTrainingHparams": "easyedit_fast.mend.hparams",
     "Probe": "easyedit_fast.requests",
     "ROMEHyperParams": "easyedit_fast.rome.hparams",
     "RequestList": "easyedit_fast.data",
@@ -43,6 +47,7 @@ _HOMES = {
     "collect_statistics": "easyedit_fast.moments",
     "read_requests": "easyedit_fast.data",
     "sweep": "easyedit_fast.sweeps",
+    "train_editor": "easyedit_fast.trainers",
 }
 
 __all__ = [
@@ -52,6 +57,8 @@ __all__ = [
     "EditResult",
     "Editor",
     "HubDataset",
+    "MENDHyperParams",
+    "MENDTrainingHparams",
     "Probe",
     "ROMEHyperParams",
     "RequestList",
@@ -61,6 +68,7 @@ __all__ = [
     "collect_statistics",
     "read_requests",
     "sweep",
+    "train_editor",
 ]
 
 

@@ -23,21 +23,31 @@ class RecordError(EasyEditFastError):
         record: Number of the record in its file or list (from 0), or None for a lone request.
         field: Name of the field at fault, or None.
         reason: What is wrong, and what to do about it.
+        among: Which records it is one of, where there are several lists of them, or None.
     """
 
-    def __init__(self, reason: str, *, record: int | None = None, field: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        record: int | None = None,
+        field: str | None = None,
+        among: str | None = None,
+    ) -> None:
         self.reason = reason
         self.record = record
         self.field = field
+        self.among = among
+        of = "" if among is None else f" of {among}"
         place = [
-            *([f"record {record}"] if record is not None else []),
+            *([f"record {record}{of}"] if record is not None else []),
             *([f"field {field!r}"] if field is not None else []),
         ]
         super().__init__(f"{', '.join(place)}: {reason}" if place else reason)
 
-    def at(self, record: int) -> Self:
+    def at(self, record: int, among: str | None = None) -> Self:
         """The same error under the record's number in another list."""
-        return type(self)(self.reason, record=record, field=self.field)
+        return type(self)(self.reason, record=record, field=self.field, among=among or self.among)
 
 
 class RequestError(RecordError, ValueError):

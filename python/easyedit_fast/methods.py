@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from easyedit_fast.models.memory import BatchSize
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.timings import Timings
+    from easyedit_fast.training.hparams import TrainingHparams
+    from easyedit_fast.training.loop import Trainee
     from easyedit_fast.updates import ComputedUpdates
 
 
@@ -72,6 +74,9 @@ class EditingMethod(Protocol):
 MethodFactory = Callable[..., EditingMethod]
 """Takes a model and its tokenizer, and by name ``architecture``, ``hparams`` and ``preset``."""
 
+TraineeFactory = Callable[..., "tuple[Trainee, TrainingHparams]"]
+"""Takes a model, its tokenizer, records and validation records, and options by name."""
+
 
 def _make_rome(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
@@ -104,6 +109,16 @@ def _rome_preset(name: str) -> dict[str, Any]:
 METHODS: Mapping[str, MethodFactory] = {"mend": _make_mend, "rome": _make_rome}
 """All methods by name."""
 
+
+def _make_mend_trainee(*records: Any, **options: Any) -> tuple[Trainee, TrainingHparams]:
+    from easyedit_fast.mend.training import mend_trainee
+
+    return mend_trainee(*records, **options)
+
+
+TRAINERS: Mapping[str, TraineeFactory] = {"mend": _make_mend_trainee}
+"""The methods that are trained, by name."""
+
 _PRESETS: Mapping[str, Callable[[str], dict[str, Any]]] = {"rome": _rome_preset}
 
 
@@ -118,6 +133,19 @@ def method_factory(name: str) -> MethodFactory:
         near = difflib.get_close_matches(name.lower(), METHODS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise HparamsError(f"method {name!r} is unknown; use one of {sorted(METHODS)}{hint}")
+    return factory
+
+
+def trainee_factory(name: str) -> TraineeFactory:
+    """What makes the trainee of a method, by its name.
+
+    Raises:
+        HparamsError: There is no such method, or it is not trained.
+    """
+    method_factory(name)
+    factory = TRAINERS.get(name.lower())
+    if factory is None:
+        raise HparamsError(f"{name} needs no training; use one of {sorted(TRAINERS)}")
     return factory
 
 

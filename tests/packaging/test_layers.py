@@ -17,7 +17,7 @@ LEVELS = (
     {"edits", "moments", "training"},
     {"evaluation", "mend", "results", "rome", "serac"},
     {"methods"},
-    {"editor"},
+    {"editor", "trainers"},
     {"profiling", "runs", "sweeps"},
     {"cli", "easyeditor", "serving"},
     {"__main__"},

@@ -143,10 +143,10 @@ def test_the_outer_losses(model: Any, network: EditorNetwork, reference: Referen
     edits = kept(model, edit_rows())
     ids, mask = padded(LOCALITY)
     locality = kept(model, TargetRows(ids, mask, torch.full_like(ids, -100)))
-    base = locality.logits(mask.bool())
-    together = [0, 0]
+    reads = mask.bool()
+    base = locality.logits(reads)
     found = outer_losses(
-        network, modules(model), edits, edits, locality, base, together, mean_over="batch"
+        network, modules(model), edits, edits, locality, reads, base, [0, 0], mean_over="batch"
     )
     assert_near(found.edit, reference["loss_edit"], "loss_edit")
     assert_near(found.locality, reference["loss_loc"], "loss_loc")

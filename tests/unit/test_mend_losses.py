@@ -123,8 +123,11 @@ def test_losses_and_their_gradients(
     network.train(training)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     edits, targets, locality = (kept(model, rows(seed)) for seed in (0, 1, 2))
-    base = locality.logits(locality.rows.attention_mask.bool())
-    found: OuterLosses = outer_losses(network, modules, edits, targets, locality, base, groups)
+    reads = locality.rows.attention_mask.bool()
+    base = locality.logits(reads)
+    found: OuterLosses = outer_losses(
+        network, modules, edits, targets, locality, reads, base, groups
+    )
     parameters = list(network.parameters())
     ours = torch.autograd.grad(found.edit + found.locality, parameters)
     network.load_state_dict(state)

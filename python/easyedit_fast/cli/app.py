@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from easyedit_fast.cli import apply, demo, doctor, edit, evaluate, export, profile, stats, sweep
+from easyedit_fast.cli import (
+    apply,
+    demo,
+    doctor,
+    edit,
+    evaluate,
+    export,
+    profile,
+    stats,
+    sweep,
+    train,
+)
 from easyedit_fast.cli.output import print_line, show_warnings_as_lines
 from easyedit_fast.version import __version__
 
@@ -41,6 +52,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("stats")(stats.stats)
 app.command("sweep")(sweep.sweep)
+app.command("train")(train.train)
 app.command("profile")(profile.profile)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

@@ -135,6 +135,31 @@ def phase_progress(*, quiet: bool, unit: str = "") -> Iterator[Callable[[str, in
 
 
 @contextlib.contextmanager
+def training_bar(
+    *, quiet: bool
+) -> Iterator[
+    tuple[Callable[[int, int, Mapping[str, float]], None], Callable[[str, int, int], None]]
+]:
+    """A bar on stderr, where that is a terminal: iterations, the loss, time left.
+
+    Yields:
+        What is told after each iteration, and what is told while the trunk is made.
+    """
+    with _bar("", TextColumn("{task.fields[loss]}"), quiet=quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int, loss: str = "") -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total, loss="")
+            bar.update(tasks[name], completed=done, total=total, loss=loss)
+
+        def iterated(done: int, total: int, values: Mapping[str, float]) -> None:
+            show("training", done, total, f"loss {values['loss/total_train']:.3f}")
+
+        yield iterated, show
+
+
+@contextlib.contextmanager
 def token_progress(description: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, where that is a terminal: tokens, tokens a second, the time left."""
     with _bar(" tokens", TextColumn("{task.fields[rate]}"), quiet=quiet) as bar:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TargetRows:
     """Prompts with their targets, one row a request, padded on the right.
 
-    The last token of a row is left out: nothing is predicted from it.
+    The last token of a row is left out where nothing is predicted from it.
 
     Attributes:
         input_ids: ``[rows, t]`` int64.
@@ -48,6 +48,12 @@ class TargetRows:
             input_ids[:, :width],
             (attention_mask[:, :-1] * needed)[:, :width],
             wanted[:, :width],
+        )
+
+    def to(self, device: torch.device) -> TargetRows:
+        """The same on a device."""
+        return TargetRows(
+            self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device)
         )
 
 

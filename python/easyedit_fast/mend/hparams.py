@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from easyedit_fast.hparams import Float, Hparams, PathText, PositiveInt
+from easyedit_fast.hparams import Float, Hparams, PathText, PositiveFloat, PositiveInt
+from easyedit_fast.training.hparams import TrainingHparams
 
 _OF_TRAINING = frozenset(
     {
@@ -117,3 +118,43 @@ class MENDHyperParams(Hparams):
         if len(set(self.inner_params)) < len(self.inner_params):
             raise ValueError("inner_params names a weight twice; name each once")
         return self
+
+
+class MENDTrainingHparams(TrainingHparams, MENDHyperParams):
+    """How a MEND editor is made and trained; see `MENDHyperParams` and `TrainingHparams`.
+
+    Attributes:
+        lr_lr: Adam's learning rate for the step sizes of the weights, which begin as `edit_lr`.
+        n_edits: Edits in one model at most; None: `batch_size`.
+        vary_n_edits: Whether each batch draws how many edits a model gets, 1 to `n_edits`, half
+            of the time few of them; else always `n_edits`, as in EasyEdit.
+        outer_prompts: ``alternate``: the edited model is asked the rewrite prompts in one batch
+            and the rephrase prompts in the next; ``rewrite``: always the former, as in EasyEdit.
+        loc_tokens: ``all``: locality is the KL divergence over all tokens of its prompts and
+            answers, as in EasyEdit; ``answer``: over those that predict the answers.
+    """
+
+    lr_lr: PositiveFloat = 1e-4
+    n_edits: PositiveInt | None = None
+    vary_n_edits: bool = True
+    outer_prompts: Literal["alternate", "rewrite"] = "alternate"
+    loc_tokens: Literal["all", "answer"] = "all"
+
+    @property
+    def edits_at_most(self) -> int:
+        """Edits in one model at most."""
+        return self.n_edits or self.batch_size
+
+    @pydantic.model_validator(mode="after")
+    def _edits_of_a_batch(self) -> MENDTrainingHparams:
+        if self.edits_at_most > self.batch_size:
+            raise ValueError(
+                f"n_edits ({self.n_edits}) is more than the batch has ({self.batch_size}); raise "
+                "batch_size"
+            )
+        return self
+
+    def for_edits(self) -> dict[str, object]:
+        """Those that an edit depends on, as `MENDHyperParams` takes them."""
+        wanted = set(MENDHyperParams.model_fields) - {"archive"}
+        return {name: value for name, value in self.to_dict().items() if name in wanted}

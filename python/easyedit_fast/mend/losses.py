@@ -48,15 +48,17 @@ class OuterLosses:
 
     Attributes:
         edit: Mean negative log-likelihood of the targets in the edited model.
-        locality: Mean KL(base ‖ edited) of the next token over the locality rows' tokens, in nats.
+        locality: Mean KL(base ‖ edited) of the next token over the locality tokens, in nats.
         inner: ``[rows]``, negative log-likelihood of each edit's target before it.
         logits: ``[places, vocabulary]``, the edited model's at the targets.
+        locality_logits: ``[tokens, vocabulary]``, the edited model's at the locality tokens.
     """
 
     edit: Tensor
     locality: Tensor
     inner: Tensor
     logits: Tensor
+    locality_logits: Tensor
 
 
 def outer_losses(
@@ -65,6 +67,7 @@ def outer_losses(
     edits: TailRows,
     targets: TailRows,
     locality: TailRows,
+    reads: Tensor,
     base_logits: Tensor,
     groups: Sequence[int],
     *,
@@ -79,7 +82,8 @@ def outer_losses(
         targets: One row a record: the prompt whose target shall be likely, the same or another
             wording.
         locality: One row a record: a prompt whose predictions shall stay.
-        base_logits: ``[tokens, vocabulary]``, the unedited model's at all tokens of `locality`.
+        reads: ``[rows, t]`` bool, the tokens of `locality` whose predictions are looked at.
+        base_logits: ``[tokens, vocabulary]``, the unedited model's there, row by row.
         groups: The group of each record, from 0: records of a group are edited together.
         mean_over: As for `token_factors`.
     """
@@ -88,10 +92,14 @@ def outer_losses(
     group = torch.tensor(groups, device=gradients.losses.device)
     with edited_in_groups(modules, factors, gradients.tokens, group):
         logits = targets.target_logits()
-        changed = locality.logits(locality.rows.attention_mask.bool())
+        changed = locality.logits(reads)
     nll, _ = target_nll(logits, targets.rows.labels)
     return OuterLosses(
-        nll.mean(), kl_divergence(base_logits, changed), gradients.losses, logits.detach()
+        nll.mean(),
+        kl_divergence(base_logits, changed),
+        gradients.losses,
+        logits.detach(),
+        changed.detach(),
     )
 
 

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.errors import (
-    DataFileError,
     HparamsError,
-    ModelError,
     NonFiniteError,
 )
 from easyedit_fast.failures import Failures
@@ -26,8 +23,8 @@ from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.mend.editor_files import EditorFile, read_editor
 from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, token_factors
 from easyedit_fast.mend.hparams import MENDHyperParams
-from easyedit_fast.mend.network import EditorNetwork
-from easyedit_fast.models.architectures import Architecture, architecture_of, linear_module
+from easyedit_fast.mend.modules import edited_modules, network_of, weight_sizes
+from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.limits import (
     context_length,
     refuse_long_rows,
@@ -37,7 +34,7 @@ from easyedit_fast.models.limits import (
 from easyedit_fast.models.memory import BatchSize, available_bytes, run_in_batches
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.timings import Timings
-from easyedit_fast.updates import ComputedUpdates, LowRankUpdate, WeightLayout
+from easyedit_fast.updates import ComputedUpdates, LowRankUpdate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,9 +44,6 @@ _SHARE = 0.8  # of the free memory
 _FLOAT32 = 4
 _STATES = 16  # of a block, for each token and the widest of its states
 _LOGIT_COPIES = 4  # logits, their float32 copy and log-softmax, and a gradient
-_SQUARES = (".u_s", ".v_s")  # read in training alone
-_STATISTICS = (".u_mean", ".u_std", ".v_mean", ".v_std", ".k")
-_WEIGHT = ".weight"
 
 
 class Mend:
@@ -96,8 +90,9 @@ class Mend:
         self._model = model
         self._tokenizer = tokenizer
         RequestTokenizer.from_transformers(tokenizer)  # refuses one that cannot be used
-        self._modules, self._layouts = _edited_modules(model, self.hparams.inner_params)
-        self.network = _network(self.hparams, editor, self._modules, self._layouts)
+        self._modules, self._layouts = edited_modules(model, self.hparams.inner_params)
+        self._sizes = weight_sizes(self._modules, self._layouts)
+        self.network = network_of(self.hparams, editor, self._sizes)
         self.network.eval().requires_grad_(False)
 
     def settings(self) -> dict[str, Any]:
@@ -125,7 +120,7 @@ class Mend:
     def _bytes_of(self, tokens: int) -> int:
         """What a row takes at most: the states that the backward pass needs, and the logits."""
         config = self._model.config.get_text_config()
-        widest = max(max(sizes) for sizes in _sizes(self._modules, self._layouts).values())
+        widest = max(max(sizes) for sizes in self._sizes.values())
         of_blocks: int = config.num_hidden_layers * _STATES * max(config.hidden_size, widest)
         vocabulary: int = config.vocab_size
         return _FLOAT32 * tokens * (of_blocks + _LOGIT_COPIES * vocabulary)
@@ -273,65 +268,6 @@ def _archive(path: object) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise HparamsError("MEND needs a trained editor; name its file as archive")
     return Path(path)
-
-
-def _edited_modules(
-    model: PreTrainedModel, names: Sequence[str]
-) -> tuple[dict[str, nn.Module], dict[str, WeightLayout]]:
-    """The modules of the weights, and how these lie."""
-    modules: dict[str, nn.Module] = {}
-    layouts: dict[str, WeightLayout] = {}
-    for name in names:
-        if not name.endswith(_WEIGHT):
-            raise HparamsError(f"inner_params: {name!r} is no weight; its name ends in '.weight'")
-        modules[name], layouts[name] = linear_module(model, name.removesuffix(_WEIGHT))
-    return modules, layouts
-
-
-def _sizes(
-    modules: Mapping[str, nn.Module], layouts: Mapping[str, WeightLayout]
-) -> dict[str, tuple[int, int]]:
-    """(d_in, d_out) of each weight."""
-    sizes: dict[str, tuple[int, int]] = {}
-    for name, module in modules.items():
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        rows, columns = weight.shape
-        sizes[name] = (columns, rows) if layouts[name] == "out_in" else (rows, columns)
-    return sizes
-
-
-def _network(
-    hparams: MENDHyperParams,
-    editor: EditorFile,
-    modules: Mapping[str, nn.Module],
-    layouts: Mapping[str, WeightLayout],
-) -> EditorNetwork:
-    """The editor's network with what its file holds.
-
-    Raises:
-        ModelError: The file is of another network, or not of a trained one.
-    """
-    network = EditorNetwork(hparams, _sizes(modules, layouts))
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    there = {name: tuple(tensor.shape) for name, tensor in editor.tensors.items()}
-    wrong = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
-    if wrong:
-        name = wrong[0]
-        raise ModelError(
-            f"the editor {hparams.archive} does not fit this model and these hyperparameters: "
-            f"{name!r} is {there.get(name, 'missing')} there and {wanted.get(name, 'missing')} "
-            f"here ({len(wrong)} tensors differ); give the ones that it was trained with"
-        )
-    network.load_state_dict(editor.tensors)
-    network.require_trained()
-    for name, tensor in editor.tensors.items():
-        unread = name.endswith(_SQUARES) or (not hparams.norm and name.endswith(_STATISTICS))
-        if not unread and not bool(tensor.isfinite().all()):
-            raise DataFileError(
-                f"{hparams.archive}: {name!r} holds NaN or infinity; get the editor again"
-            )
-    return network
 
 
 def _refuse_not_finite(gradients: TokenFactors, places: Sequence[int], failures: Failures) -> None:

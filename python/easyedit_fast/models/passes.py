@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.architectures import Architecture, block, edited_module, module
 from easyedit_fast.models.prefix import StandInCache
-from easyedit_fast.models.tracing import watch_block, watch_call
+from easyedit_fast.models.tracing import frozen, watch_block, watch_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,6 +133,16 @@ def call_with_cache(part: nn.Module, cache: StandInCache, **arguments: Any) -> A
         arguments.pop("position_ids", None)  # Bloom: its positions are in the mask
     arguments[cache_name] = cache
     return part(**arguments, use_cache=True, return_dict=True)
+
+
+@torch.no_grad()
+def block_outputs(model: PreTrainedModel, architecture: Architecture, layer: int) -> int:
+    """Length of the tuple that a block returns, found with one token; 0 where it is a tensor."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    part, entry = block(model, architecture, layer), BlockEntry(token)
+    with frozen(model), watch_block(part, entry.enter, entry.leave):
+        model(input_ids=token, use_cache=False)
+    return entry.outputs
 
 
 def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -163,6 +163,41 @@ class Tail:
             for layer, (read, entry) in seen.items()
         }
 
+    @classmethod
+    def of_entering(
+        cls,
+        model: PreTrainedModel,
+        architecture: Architecture,
+        layer: int,
+        entering: Tensor,
+        attention_mask: Tensor,
+        outputs: int,
+    ) -> Tail:
+        """The tail of whole rows, from what is known to enter the layer; nothing below it is run.
+
+        Its `key` and `value` are empty.
+
+        Args:
+            model: The model.
+            architecture: Where its parts are.
+            layer: The layer, from 0.
+            entering: ``[rows, T, d_model]``, in the model's dtype, padded on the right.
+            attention_mask: ``[rows, T]``, 1 for tokens and 0 for pads.
+            outputs: As `block_outputs` gives it.
+        """
+        nothing = entering.new_empty(len(entering), 0)
+        return cls(
+            model=model,
+            architecture=architecture,
+            layer=layer,
+            key=nothing,
+            value=nothing,
+            entering=entering,
+            prefix={},
+            cut=Cut.at(attention_mask, torch.zeros_like(attention_mask[:, 0])),
+            outputs=outputs,
+        )
+
     def hidden_states(self, delta: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
         """What leaves the last block, with `delta` added to the MLP's output at the start columns.
 

@@ -25,8 +25,8 @@ from easyedit_fast.kernels import second_moment_
 from easyedit_fast.models.architectures import Architecture, edited_module, key_size, module
 from easyedit_fast.models.limits import find_token, tokens_without_embedding
 from easyedit_fast.models.tracing import frozen, watch_input
-from easyedit_fast.processes import rank_and_ranks, sum_over_ranks
 from easyedit_fast.moments.second_moment import SecondMoment
+from easyedit_fast.processes import rank_and_ranks, sum_over_ranks
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,13 +23,13 @@ from easyedit_fast.moments.collect import (
     moments_of,
     summed_over_ranks,
 )
-from easyedit_fast.processes import first_decides, rank_and_ranks, wait_for_all
 from easyedit_fast.moments.statistics_files import (
     Origin,
     read_origin,
     statistics_path,
     write_second_moment,
 )
+from easyedit_fast.processes import first_decides, rank_and_ranks, wait_for_all
 from easyedit_fast.version import __version__
 
 if TYPE_CHECKING:

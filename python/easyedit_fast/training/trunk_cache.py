@@ -1,8 +1,9 @@
 """What enters the first edited block, computed once a text and kept on disk.
 
 Training runs the same texts epoch after epoch, and nothing below the first edited block changes.
-The hidden states that enter it are kept in bfloat16 in one file, which is mapped into memory. A
-cache is found again by all that it depends on, and made again where anything of it is not so.
+The hidden states that enter it, and those that leave the last one while nothing is edited, are kept
+in bfloat16, each in one file that is mapped into memory. A cache is found again by all that it
+depends on, and made again where anything of it is not so.
 """
 
 from __future__ import annotations
@@ -10,21 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_fast.errors import NonFiniteError
 from easyedit_fast.files import digest, replacing, write_whole
 from easyedit_fast.models.architectures import Architecture, block, number_of_layers
 from easyedit_fast.models.cache import cache_folder
 from easyedit_fast.models.checksums import weight_checksum
-from easyedit_fast.models.passes import padded_rows
+from easyedit_fast.models.passes import block_outputs, padded_rows
+from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import frozen, stop_after, watch_block
+from easyedit_fast.processes import first_of_machine_first
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,15 +42,19 @@ _TOKENS_AT_ONCE = 2048
 
 
 class TrunkCache:
-    """The hidden states of rows of tokens that enter a block.
+    """Hidden states of rows of tokens, at one place of the model.
 
     Attributes:
         lengths: ``[rows]`` int64, tokens of each row.
+        key: What the states depend on, as plain JSON values.
     """
 
-    def __init__(self, states: NDArray[np.int16], lengths: Sequence[int]) -> None:
+    def __init__(
+        self, states: NDArray[np.int16], lengths: Sequence[int], key: Mapping[str, Any]
+    ) -> None:
         """Takes the bit patterns of all rows, ``[tokens, d_model]``, one row after another."""
         self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.key = key
         self._ends = np.cumsum(self.lengths)
         self._states = states
 
@@ -69,7 +77,7 @@ def open_trunk_cache(
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrunkCache:
-    """Finds the cache of some rows, or makes it.
+    """Finds the cache of what enters a block, or makes it.
 
     Args:
         model: The model.
@@ -82,45 +90,106 @@ def open_trunk_cache(
     Raises:
         NonFiniteError: A hidden state is NaN or infinite; the row is named.
     """
+
+    def compute(places: Sequence[int]) -> Tensor:
+        return _entering(model, architecture, layer, [rows[place] for place in places])
+
     key = _key(model, architecture, layer, rows)
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    place = (folder or cache_folder() / "trunks") / name[:32]
     lengths = [len(row) for row in rows]
-    width = _width(model)
-    if not _is_whole(place, key):
-        place.mkdir(parents=True, exist_ok=True)
-        with replacing(place / _STATES) as partial:
-            shape = (sum(lengths), width)
-            states = np.memmap(partial, dtype=np.int16, mode="w+", shape=shape)
-            for done in _fill(states, model, architecture, layer, rows):
-                if progress is not None:
-                    progress(done, len(rows))
-            states.flush()
-        # Last, so that a run that ends before leaves no cache.
-        header = {"key": key, "sha256": digest(place / _STATES)}
-        write_whole(place / _HEADER, json.dumps(header).encode())
-    kept = np.memmap(place / _STATES, dtype=np.int16, mode="r", shape=(sum(lengths), width))
-    return TrunkCache(kept, lengths)
+    return _opened(key, lengths, _width(model), compute, folder, progress)
 
 
-def _fill(
-    states: NDArray[np.int16],
+def open_final_cache(
     model: PreTrainedModel,
     architecture: Architecture,
     layer: int,
-    rows: Sequence[Sequence[int]],
+    trunk: TrunkCache,
+    *,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrunkCache:
+    """Finds the cache of what leaves the last block, or makes it from what enters another one.
+
+    So a model that is not edited gives it back, where it is run from the same trunk.
+
+    Args:
+        model: The model.
+        architecture: Where its parts are.
+        layer: The block that the trunk ends before.
+        trunk: What enters that block.
+        folder: As for `open_trunk_cache`, like the rest.
+        progress: As there.
+
+    Raises:
+        NonFiniteError: As there.
+    """
+    outputs = block_outputs(model, architecture, layer)
+
+    def compute(places: Sequence[int]) -> Tensor:
+        entering, mask = padded_states([trunk[place] for place in places], model)
+        tail = Tail.of_entering(model, architecture, layer, entering, mask, outputs)
+        row, column = mask.nonzero().unbind(1)
+        left = torch.zeros_like(entering)
+        left[row, column] = tail.hidden_states(None, row, column)
+        return left
+
+    depth = number_of_layers(model, architecture)
+    key = {**_key(model, architecture, depth, []), "from": dict(trunk.key)}
+    return _opened(key, trunk.lengths.tolist(), _width(model), compute, folder, progress)
+
+
+def padded_states(rows: Sequence[Tensor], model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Rows of states ``[n, t, d_model]`` in the model's dtype, padded on the right, and their mask.
+
+    Args:
+        rows: ``[tokens, d_model]`` of each row.
+        model: Its device is theirs.
+    """
+    states = pad_sequence(list(rows), batch_first=True).to(model.device, model.dtype)
+    lengths = torch.tensor([[len(row)] for row in rows])
+    return states, (torch.arange(states.shape[1]) < lengths).long().to(model.device)
+
+
+def _opened(
+    key: dict[str, Any],
+    lengths: list[int],
+    width: int,
+    compute: Callable[[Sequence[int]], Tensor],
+    folder: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> TrunkCache:
+    """The cache of a key; made by `compute`, states of the rows at some places, if need be."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    place = (folder or cache_folder() / "trunks") / name[:32]
+    with first_of_machine_first():
+        if not _is_whole(place, key):
+            place.mkdir(parents=True, exist_ok=True)
+            with replacing(place / _STATES) as partial:
+                shape = (sum(lengths), width)
+                states = np.memmap(partial, dtype=np.int16, mode="w+", shape=shape)
+                for done in _fill(states, lengths, compute):
+                    if progress is not None:
+                        progress(done, len(lengths))
+                states.flush()
+            # Last, so that a run that ends before leaves no cache.
+            header = {"key": key, "sha256": digest(place / _STATES)}
+            write_whole(place / _HEADER, json.dumps(header).encode())
+    kept = np.memmap(place / _STATES, dtype=np.int16, mode="r", shape=(sum(lengths), width))
+    return TrunkCache(kept, lengths, key)
+
+
+def _fill(
+    states: NDArray[np.int16], lengths: Sequence[int], compute: Callable[[Sequence[int]], Tensor]
 ) -> Iterator[int]:
     """Writes the states of all rows; yields how many are done."""
-    ends = np.cumsum([len(row) for row in rows])
+    ends = np.cumsum(lengths)
     done = 0
-    for places in _batches([len(row) for row in rows]):
-        entering = _entering(model, architecture, layer, [rows[place] for place in places])
-        for place, own in zip(places, entering, strict=True):
-            kept = own[: len(rows[place])].to("cpu", torch.bfloat16)
+    for places in _batches(lengths):
+        for place, own in zip(places, compute(places), strict=True):
+            kept = own[: lengths[place]].to("cpu", torch.bfloat16)
             if not bool(kept.isfinite().all()):
                 raise NonFiniteError(
-                    f"its hidden states at layer {layer} hold NaN or infinity; leave it out",
-                    record=place,
+                    "its hidden states hold NaN or infinity; leave it out", record=place
                 )
             end = int(ends[place])
             states[end - len(kept) : end] = kept.view(torch.int16).numpy()

@@ -1,0 +1,230 @@
+"""``easyedit-fast train``: trains the editor of a method for a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from easyedit_fast.cli import options
+from easyedit_fast.cli.destinations import require_folder_path
+from easyedit_fast.cli.given import records_of
+from easyedit_fast.cli.output import (
+    print_json,
+    print_line,
+    print_table,
+    print_warning,
+    training_bar,
+)
+from easyedit_fast.errors import HparamsError, MissingPackageError, RecordError
+
+if TYPE_CHECKING:
+    from easyedit_fast.requests import EditRequest
+    from easyedit_fast.training.loop import TrainingResult
+
+
+def train(
+    file: Annotated[
+        list[Path],
+        typer.Option(
+            help="Records to learn from: requests (JSON, JSONL), CounterFact or zsRE; give it "
+            "again for more files."
+        ),
+    ],
+    validation: Annotated[
+        Optional[list[Path]],  # noqa: UP045  typer reads the annotation at run time
+        typer.Option(
+            "--validation",
+            help="Records that say when the editor is best; unless given, a tenth of the others "
+            "(200 at most) is kept for it.",
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Folder of the run, which goes on where it was; "
+            "RESULTS_DIR/models/METHOD/MODEL unless given, as EasyEdit has it."
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="Method whose editor is trained: 'mend'.")] = "mend",
+    model: options.ModelOrFromHparams = None,
+    hparams: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Hyperparameters: a YAML file, or a name such as TRAINING/MEND/llama-7b."
+        ),
+    ] = None,
+    max_iters: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Iterations at most, in place of the hyperparameters'."),
+    ] = None,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--limit", "-n", min=1, help="Records of each file at most."),
+    ] = None,
+    validation_limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Records of each validation file at most."),
+    ] = None,
+    skip_bad: options.SkipBad = False,
+    plot: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--plot/--no-plot", help="Draw curves.png; where matplotlib is installed."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where the folder holds another run.")
+    ] = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Train an editor. A run that was ended goes on when the same command is given again.
+
+    Example: easyedit-fast train --method mend --model demo --file counterfact-train.json
+    --validation counterfact-val.json --out run/ --plot
+    """
+    require_folder_path(out, "--out")
+    if plot:
+        from easyedit_fast.plots import require_matplotlib
+
+        require_matplotlib()
+    from easyedit_fast.methods import trainee_factory
+
+    trainee_factory(method)
+    keys = _keys(hparams, max_iters)
+    if dtype is None and keys.get("half"):
+        dtype = "bfloat16"
+    name = model or keys.get("model_name") or "demo"
+    folder = out or Path(
+        keys.get("results_dir", "./results"), "models", method.upper(), Path(name).name
+    )
+    limits = {"skip_bad": skip_bad, "tell": not json}
+    requests, validated = _split(
+        _numbered(file, limit, **limits), _numbered(validation or [], validation_limit, **limits)
+    )
+    from easyedit_fast.models.loading import load_model
+    from easyedit_fast.processes import own_device, rank_and_ranks
+    from easyedit_fast.trainers import train_editor
+
+    loaded, tokenizer = load_model(name, device=device or own_device(), dtype=dtype)
+    first = rank_and_ranks()[0] == 0
+    with training_bar(quiet=json or not first) as (progress, cache_progress):
+        try:
+            result = train_editor(
+                loaded,
+                tokenizer,
+                [one.request for one in requests],
+                [one.request for one in validated],
+                folder,
+                method=method,
+                hparams=keys,
+                about={
+                    "data": [path.name for path in file],
+                    "validation_data": [path.name for path in validation or []],
+                },
+                overwrite=overwrite,
+                progress=progress,
+                cache_progress=cache_progress,
+            )
+        except RecordError as error:
+            raise _placed(error, validated if error.among else requests) from error
+    if first:
+        _report(result, _plot(result, plot, f"{method} for {name}"), json=json)
+
+
+def _keys(hparams: str | None, max_iters: int | None) -> dict[str, Any]:
+    from easyedit_fast.hparams import find_hparams_file, read_yaml
+
+    keys = {} if hparams is None else read_yaml(find_hparams_file(hparams))
+    if max_iters is not None:
+        keys["max_iters"] = max_iters
+    return keys
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """A record, and where it is from."""
+
+    request: EditRequest
+    path: Path
+    number: int
+
+
+def _numbered(files: list[Path], limit: int | None, **how: bool) -> list[_Numbered]:
+    found: list[_Numbered] = []
+    for path in files:
+        own = records_of(path, limit=limit, offset=0, **how).requests
+        found += [_Numbered(*pair) for pair in zip(own, repeat(path), own.records, strict=False)]
+    return found
+
+
+def _placed(error: RecordError, records: list[_Numbered]) -> RecordError:
+    """The same error with the record's number in its file."""
+    if error.record is None:
+        return error
+    record = records[error.record]
+    return error.at(record.number, among=record.path.name)
+
+
+def _split(
+    requests: list[_Numbered], validation: list[_Numbered]
+) -> tuple[list[_Numbered], list[_Numbered]]:
+    """The records to learn from and those of the validations, where none were given apart."""
+    if validation:
+        return requests, validation
+    kept = min(200, len(requests) // 10)
+    if not kept:
+        raise HparamsError(
+            f"{len(requests)} records are too few to keep a tenth for the validations; give more, "
+            "or others as --validation"
+        )
+    # Every tenth: a file may be sorted.
+    places = set(range(0, kept * 10, 10))
+    return (
+        [request for place, request in enumerate(requests) if place not in places],
+        [request for place, request in enumerate(requests) if place in places],
+    )
+
+
+def _plot(result: TrainingResult, wanted: bool | None, title: str) -> Path | None:
+    """Draws the curves; unless they were asked for, a line says what is missing for it."""
+    from easyedit_fast.training.logs import read_log
+    from easyedit_fast.training.plot import plot_training
+
+    if wanted is False:
+        return None
+    path = result.folder / "curves.png"
+    try:
+        plot_training(read_log(result.folder), path, title)
+    except MissingPackageError as error:
+        if wanted:
+            raise
+        print_warning(f"no curves.png: {error}")
+        return None
+    return path
+
+
+def _report(result: TrainingResult, picture: Path | None, *, json: bool) -> None:
+    if json:
+        print_json(
+            {
+                "editor": str(result.editor),
+                "iterations": result.iterations,
+                "resumed": result.resumed,
+                "best_iteration": result.best_iteration,
+                "values": {k: v if math.isfinite(v) else None for k, v in result.values.items()},
+                "seconds": result.seconds,
+                "plot": None if picture is None else str(picture),
+            }
+        )
+        return
+    rows = [[name, value] for name, value in result.values.items()]
+    print_table(f"Validation at iteration {result.best_iteration:,}, the best", ["", ""], rows)
+    done = f"{result.iterations:,} iterations in {result.seconds:,.0f} s"
+    resumed = f", {result.resumed:,} of them before" if result.resumed else ""
+    print_line(f"{done}{resumed}; the editor: {result.editor}")
+    print_line(f"use it: easyedit-fast edit --method mend --archive {result.editor} …")

@@ -1,0 +1,342 @@
+"""The one training loop: what it is that learns, a method says.
+
+A run lives in a folder of its own: ``editor.safetensors`` (the best so far),
+``checkpoint.safetensors`` (where it stands), ``log.jsonl`` and TensorBoard's files. The same call
+goes on where a run was ended, at its last checkpoint, and ends with the same editor, bit for bit on
+a CPU: all that is drawn depends on the seed and the iteration alone.
+
+In several processes (``accelerate launch``) each takes its share of every batch; the first writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from easyedit_fast.errors import NonFiniteError
+from easyedit_fast.processes import first_tells, rank_and_ranks, sum_over_ranks, wait_for_all
+from easyedit_fast.training.batches import BatchOrder, made_ahead
+from easyedit_fast.training.checkpoint import (
+    Checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from easyedit_fast.training.early_stopping import EarlyStopping
+from easyedit_fast.training.hparams import TrainingHparams
+from easyedit_fast.training.logs import TrainingLog, open_log
+
+EDITOR, CHECKPOINT = "editor.safetensors", "checkpoint.safetensors"
+VALIDATION = "the validation records"
+"""What `RecordError.among` says of a record that is not learned from."""
+
+TrainingProgress = Callable[[int, int, Mapping[str, float]], None]
+"""Called with the iterations done and of all, and the latest values."""
+
+
+class Trainee(Protocol):
+    """What learns.
+
+    Attributes:
+        records: How many records there are to learn from.
+    """
+
+    records: int
+
+    def description(self) -> dict[str, Any]:
+        """All that a run depends on, as plain JSON values."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, with the learning rate of each group, as `torch.optim` takes it."""
+        ...
+
+    def prepare(self, iteration: int, places: list[int]) -> Any:
+        """A batch; called in another thread, where the model must not be run."""
+        ...
+
+    def step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's share of the batch's loss, and of values by name; shares add up.
+
+        Raises:
+            NonFiniteError: Something is NaN or infinite; the record is named.
+        """
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Values by name, the same in every process."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is trained, and what goes with it."""
+        ...
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Puts such a state back."""
+        ...
+
+    def write_editor(self, path: Path, card: Mapping[str, Any]) -> None:
+        """Writes what is trained as users load it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """What a run gave.
+
+    Attributes:
+        folder: The run's folder.
+        iterations: Iterations that were run, those before a pause among them.
+        best_iteration: The one that the kept editor is of.
+        values: The values of its validation.
+        seconds: Time of training and validation, those before a pause among them.
+        resumed: The iteration that this call began after.
+    """
+
+    folder: Path
+    iterations: int
+    best_iteration: int
+    values: dict[str, float]
+    seconds: float
+    resumed: int
+
+    @property
+    def editor(self) -> Path:
+        """The file of the best editor."""
+        return self.folder / EDITOR
+
+
+def train(
+    trainee: Trainee,
+    hparams: TrainingHparams,
+    folder: Path,
+    *,
+    about: Mapping[str, Any],
+    overwrite: bool = False,
+    progress: TrainingProgress | None = None,
+) -> TrainingResult:
+    """Trains until `max_iters`, or until the patience is at its end.
+
+    Args:
+        trainee: What learns.
+        hparams: How.
+        folder: The run's folder; made where it is not there.
+        about: What people want to know of the run; kept with the editor too.
+        overwrite: Begin anew where the folder holds another run.
+        progress: Told after each iteration.
+
+    Raises:
+        NonFiniteError: A loss or a gradient is NaN or infinite. The record is named, and the last
+            checkpoint is kept.
+        DataFileError: The folder holds another run, is in use, or holds a damaged file.
+        HparamsError: There are fewer records than a batch has, or `early_stop_key` is no value of
+            a validation.
+    """
+    described = trainee.description()
+    with _log_of_first(folder, described, about, overwrite=overwrite) as log:
+        run = _Run(trainee, hparams, folder, log, dict(about))
+        run.resume()
+        resumed = run.iteration
+        run.go(progress)
+        wait_for_all()
+        assert run.best_values is not None
+        return TrainingResult(
+            folder,
+            run.iteration,
+            run.stopping.best_step,
+            run.best_values,
+            run.seconds,
+            resumed,
+        )
+
+
+@contextlib.contextmanager
+def _log_of_first(
+    folder: Path, description: Mapping[str, Any], about: Mapping[str, Any], *, overwrite: bool
+) -> Iterator[TrainingLog | None]:
+    """The log, in the first process alone."""
+    if rank_and_ranks()[0] > 0:
+        yield None
+        return
+    with open_log(folder, description, about, overwrite=overwrite) as log:
+        if log.is_empty:  # of another run, or of none that has come that far
+            for name in (CHECKPOINT, EDITOR):
+                (folder / name).unlink(missing_ok=True)
+        yield log
+
+
+class _Run:
+    """A run, and where it stands."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        hparams: TrainingHparams,
+        folder: Path,
+        log: TrainingLog | None,
+        card: dict[str, Any],
+    ) -> None:
+        self.trainee, self.hparams, self.folder = trainee, hparams, folder
+        self.log, self.card = log, card
+        self.order = BatchOrder(trainee.records, hparams.batch_size, hparams.seed)
+        epochs = hparams.max_epochs
+        of_epochs = hparams.max_iters if epochs is None else epochs * self.order.batches
+        self.iterations = min(hparams.max_iters, of_epochs)
+        self.optimizer = torch.optim.Adam(trainee.parameter_groups())
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.stopping = EarlyStopping(hparams.early_stop_key, hparams.early_stop_patience)
+        self.best_values: dict[str, float] | None = None
+        self.iteration = 0
+        self._seconds_before = 0.0
+        self._began = time.perf_counter()
+        self.sums: dict[str, float] = {}
+        self.summed = 0
+
+    def go(self, progress: TrainingProgress | None) -> None:
+        """Runs all iterations that are left."""
+
+        def make(number: int) -> tuple[list[int], Any]:
+            places = self.order.places(number)
+            return places, self.trainee.prepare(number, places)
+
+        with made_ahead(make, self.iteration, self.iterations) as batches:
+            for _, (places, batch) in batches if not self._is_over() else ():
+                values = self._iterate(places, batch)
+                if progress is not None:
+                    progress(self.iteration, self.iterations, values)
+                if self._is_over():
+                    break
+        if self.best_values is None:
+            raise NonFiniteError(
+                f"no validation gave a finite {self.stopping.key!r}; lower lr, or look at the log"
+            )
+
+    def _is_over(self) -> bool:
+        return self.iteration >= self.iterations or self.stopping.is_over(self.iteration)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the run so far."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def _iterate(self, places: list[int], batch: Any) -> dict[str, float]:
+        """One batch, and what is due after it."""
+        start = time.perf_counter()
+        try:
+            loss, shares = self.trainee.step(batch)
+            (loss / self.hparams.accumulate_bs).backward()
+            self.iteration += 1
+            if self.iteration % self.hparams.accumulate_bs == 0:
+                self._descend(places)
+        except NonFiniteError as error:
+            raise self._stopped(error) from error
+        values = _summed(shares)
+        values["time/step_train"] = time.perf_counter() - start
+        self.summed += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if self._due(self.hparams.log_interval):
+            self._add({name: value / self.summed for name, value in self.sums.items()})
+            self.sums, self.summed = {}, 0
+        if self._due(self.hparams.val_interval) or self.iteration == self.iterations:
+            values |= self._validate()
+            self._write_checkpoint()
+        elif self._due(self.hparams.model_save_pt):
+            self._write_checkpoint()
+        return values
+
+    def _due(self, interval: int) -> bool:
+        return self.iteration % interval == 0
+
+    def _descend(self, places: list[int]) -> None:
+        """Takes an optimiser step.
+
+        Raises:
+            NonFiniteError: The gradient holds NaN or infinity.
+        """
+        groups = self.optimizer.param_groups
+        share = self.hparams.learning_rate(self.iteration, self.iterations)
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate * share
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        sum_over_ranks(p.grad for p in parameters if p.grad is not None)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.hparams.grad_clip)
+        if not bool(norm.isfinite()):
+            numbers = ", ".join(map(str, sorted(places)))
+            raise NonFiniteError(f"the gradient of the batch of records {numbers} is not finite")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _stopped(self, error: NonFiniteError) -> NonFiniteError:
+        kept = self.folder / CHECKPOINT
+        where = f"{kept} is of the iteration before which all was well" if kept.is_file() else ""
+        text = f"training stopped in iteration {self.iteration + 1}: {error.reason}"
+        remedy = "leave the record out, or lower lr"
+        reason = "; ".join(part for part in (text, where, remedy) if part)
+        return NonFiniteError(reason, record=error.record)
+
+    def _validate(self) -> dict[str, float]:
+        values = self.trainee.validate()
+        if self.stopping.update(self.iteration, values):
+            self.best_values = values
+            if self.log is not None:
+                card = {
+                    **self.card,
+                    "iterations": self.iteration,
+                    "seconds": round(self.seconds, 1),
+                    "validation": values,
+                }
+                self.trainee.write_editor(self.folder / EDITOR, card)
+        self._add(values)
+        return values
+
+    def _add(self, values: Mapping[str, float]) -> None:
+        if self.log is not None:
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}
+            epoch = self.iteration // self.order.batches
+            self.log.add(self.iteration, epoch, self.seconds, finite)
+
+    def _write_checkpoint(self) -> None:
+        if self.log is None:
+            return
+        told = {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "best": self.stopping.best,
+            "best_step": self.stopping.best_step,
+            "best_values": self.best_values,
+            "sums": self.sums,
+            "summed": self.summed,
+        }
+        checkpoint = Checkpoint(self.trainee.state_dict(), optimizer_tensors(self.optimizer), told)
+        checkpoint.write(self.folder / CHECKPOINT)
+
+    def resume(self) -> None:
+        """Goes to where the last checkpoint is, in every process."""
+        path = self.folder / CHECKPOINT
+        there = Checkpoint.read(path) if self.log is not None and path.is_file() else None
+        found = first_tells(there)
+        if found is not None:
+            self.trainee.load_state_dict(found.trained)
+            load_optimizer_tensors(self.optimizer, found.optimizer)
+            told = found.told
+            self.iteration, self._seconds_before = told["iteration"], told["seconds"]
+            self.stopping.best, self.stopping.best_step = told["best"], told["best_step"]
+            self.best_values = told["best_values"]
+            self.sums, self.summed = told["sums"], told["summed"]
+        if self.log is not None:
+            self.log.go_on_after(self.iteration)
+
+
+def _summed(shares: Mapping[str, Tensor]) -> dict[str, float]:
+    """The sum of all processes' shares of each value."""
+    values = torch.stack([share.detach().double() for share in shares.values()])
+    sum_over_ranks([values])
+    return dict(zip(shares, values.tolist(), strict=True))
