@@ -11,8 +11,15 @@ import torch
 
 from easyedit_fast.errors import NonFiniteError
 from easyedit_fast.models.architectures import architecture_of
+from easyedit_fast.models.passes import block_outputs
+from easyedit_fast.models.tail import Tail
 from easyedit_fast.training import trunk_cache
-from easyedit_fast.training.trunk_cache import TrunkCache, open_trunk_cache
+from easyedit_fast.training.trunk_cache import (
+    TrunkCache,
+    open_final_cache,
+    open_trunk_cache,
+    padded_states,
+)
 from tests.unit.tiny_models import FAMILIES, tiny_model
 
 ROWS = [[5, 9, 17], [11], [4, 25, 7, 2, 30, 31, 8], [3, 3]]
@@ -56,6 +63,26 @@ def test_the_states_are_the_models(family: str, layer: int, tmp_path: Path) -> N
         torch.testing.assert_close(cache[place].float(), seen[-1][0], rtol=1e-2, atol=1e-2)
         assert cache[place].dtype == torch.bfloat16
     handle.remove()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_leaves_the_last_block(family: str, tmp_path: Path) -> None:
+    """It gives the model's logits, up to the trunk's rounding, in the model's dtype."""
+    model = tiny_model(family)
+    architecture = architecture_of(model)
+    trunk = opened(model, tmp_path)
+    final = open_final_cache(model, architecture, LAYER, trunk, folder=tmp_path)
+    entering, mask = padded_states([trunk[place] for place in range(len(ROWS))], model)
+    outputs = block_outputs(model, architecture, LAYER)
+    tail = Tail.of_entering(model, architecture, LAYER, entering, mask, outputs)
+    for place, row in enumerate(ROWS):
+        assert final[place].dtype == model.dtype
+        with torch.no_grad():
+            whole = model(input_ids=torch.tensor([row])).logits[0]
+            column = torch.arange(len(row))
+            again = tail.hidden_states(None, torch.full_like(column, place), column)
+            torch.testing.assert_close(final[place], again, rtol=1e-5, atol=1e-6)
+            assert (tail.head(final[place]) - whole).norm() <= 2e-2 * whole.norm()
 
 
 def test_a_cache_is_found_again(tmp_path: Path, made: list[int]) -> None:
@@ -134,6 +161,6 @@ def test_a_row_that_is_not_finite_is_named_and_nothing_kept(tmp_path: Path) -> N
     model = tiny_model()
     with torch.no_grad():
         model.get_parameter("model.embed_tokens.weight")[25] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"^record 2: its hidden states at layer 2"):
+    with pytest.raises(NonFiniteError, match=r"^record 2: its hidden states hold NaN"):
         opened(model, tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

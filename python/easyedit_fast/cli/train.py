@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -29,18 +30,17 @@ if TYPE_CHECKING:
 
 def train(
     file: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
-            help="Records to learn from: requests (JSON, JSONL), CounterFact or zsRE; give it "
-            "again for more files."
+            help="Records to learn from: requests (JSON, JSONL), CounterFact or zsRE. "
+            "'FILE[100:200]' takes records 100 to 199 of it. Give the option again for more files."
         ),
     ],
     validation: Annotated[
-        Optional[list[Path]],  # noqa: UP045  typer reads the annotation at run time
+        Optional[list[str]],  # noqa: UP045  typer reads the annotation at run time
         typer.Option(
-            "--validation",
             help="Records that say when the editor is best; unless given, a tenth of the others "
-            "(200 at most) is kept for it.",
+            "(200 at most) is kept for it."
         ),
     ] = None,
     out: Annotated[
@@ -61,14 +61,6 @@ def train(
     max_iters: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Iterations at most, in place of the hyperparameters'."),
-    ] = None,
-    limit: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--limit", "-n", min=1, help="Records of each file at most."),
-    ] = None,
-    validation_limit: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Records of each validation file at most."),
     ] = None,
     skip_bad: options.SkipBad = False,
     plot: Annotated[
@@ -102,10 +94,8 @@ def train(
     folder = out or Path(
         keys.get("results_dir", "./results"), "models", method.upper(), Path(name).name
     )
-    limits = {"skip_bad": skip_bad, "tell": not json}
-    requests, validated = _split(
-        _numbered(file, limit, **limits), _numbered(validation or [], validation_limit, **limits)
-    )
+    how = {"skip_bad": skip_bad, "tell": not json}
+    requests, validated = _split(_numbered(file, **how), _numbered(validation or [], **how))
     from easyedit_fast.models.loading import load_model
     from easyedit_fast.processes import own_device, rank_and_ranks
     from easyedit_fast.trainers import train_editor
@@ -123,8 +113,8 @@ def train(
                 method=method,
                 hparams=keys,
                 about={
-                    "data": [path.name for path in file],
-                    "validation_data": [path.name for path in validation or []],
+                    "data": [Path(name).name for name in file],
+                    "validation_data": [Path(name).name for name in validation or []],
                 },
                 overwrite=overwrite,
                 progress=progress,
@@ -154,12 +144,26 @@ class _Numbered:
     number: int
 
 
-def _numbered(files: list[Path], limit: int | None, **how: bool) -> list[_Numbered]:
+def _numbered(files: list[str], **how: bool) -> list[_Numbered]:
     found: list[_Numbered] = []
-    for path in files:
-        own = records_of(path, limit=limit, offset=0, **how).requests
+    for name in files:
+        path, first, last = _slice(name)
+        limit = None if last is None else last - first
+        own = records_of(path, limit=limit, offset=first, **how).requests
         found += [_Numbered(*pair) for pair in zip(own, repeat(path), own.records, strict=False)]
     return found
+
+
+def _slice(name: str) -> tuple[Path, int, int | None]:
+    """A file, the first record of it that is wanted, and the one after the last."""
+    found = re.fullmatch(r"(?s)(.+)\[(\d*):(\d*)\]", name)
+    if found is None or Path(name).exists():
+        return Path(name), 0, None
+    path, first, last = found.groups()
+    start, end = int(first or 0), int(last) if last else None
+    if end is not None and end <= start:
+        raise typer.BadParameter(f"{name!r} takes no record; write the lower number first")
+    return Path(path), start, end
 
 
 def _placed(error: RecordError, records: list[_Numbered]) -> RecordError:

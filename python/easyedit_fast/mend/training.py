@@ -165,7 +165,10 @@ class MendTrainee:
 
         def rows(own: Sequence[EditRequest]) -> TrainingRows:
             place = (model, tokenizer, self._architecture, layer)
-            return TrainingRows(*place, own, folder=cache_folder, progress=progress)
+            made = TrainingRows(*place, own, folder=cache_folder, progress=progress)
+            if hparams.loc_tokens == "answer":
+                made.require_answers()
+            return made
 
         self._rows = rows(requests)
         try:

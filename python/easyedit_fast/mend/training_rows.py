@@ -184,6 +184,21 @@ class TrainingRows:
         except NonFiniteError as error:
             raise error.at(int(texts.records[error.record or 0])) from error
 
+    def require_answers(self) -> None:
+        """Checks that there is an answer to every locality prompt.
+
+        Raises:
+            RequestError: There is none to one.
+        """
+        for row, tokens in enumerate(self._locality.answers):
+            if not tokens:
+                raise RequestError(
+                    "a prompt has no ground_truth, and with loc_tokens 'answer' nothing else of it "
+                    "is looked at; add it, or use loc_tokens 'all'",
+                    record=int(self._locality.records[row]),
+                    field="locality",
+                )
+
     def targets(self, places: Sequence[int]) -> TailRows:
         """Target rows at some places, up to the last token that predicts their target."""
         ids, mask, labels = self._padded(self._targets, places)

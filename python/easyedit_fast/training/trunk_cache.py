@@ -1,8 +1,8 @@
 """What enters the first edited block, computed once a text and kept on disk.
 
 Training runs the same texts epoch after epoch, and nothing below the first edited block changes.
-The hidden states that enter it, and those that leave the last one while nothing is edited, are kept
-in bfloat16, each in one file that is mapped into memory. A cache is found again by all that it
+The hidden states that enter it (in bfloat16), and those that leave the last one while nothing is
+edited, are kept, each in one file that is mapped into memory. A cache is found again by all that it
 depends on, and made again where anything of it is not so.
 """
 
@@ -50,11 +50,16 @@ class TrunkCache:
     """
 
     def __init__(
-        self, states: NDArray[np.int16], lengths: Sequence[int], key: Mapping[str, Any]
+        self,
+        states: NDArray[Any],
+        dtype: torch.dtype,
+        lengths: Sequence[int],
+        key: Mapping[str, Any],
     ) -> None:
         """Takes the bit patterns of all rows, ``[tokens, d_model]``, one row after another."""
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.key = key
+        self._dtype = dtype
         self._ends = np.cumsum(self.lengths)
         self._states = states
 
@@ -62,10 +67,10 @@ class TrunkCache:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> Tensor:
-        """The hidden states ``[tokens, d_model]`` bfloat16 of a row."""
+        """The hidden states ``[tokens, d_model]`` of a row."""
         end = int(self._ends[row])
         own = np.array(self._states[end - int(self.lengths[row]) : end])
-        return torch.from_numpy(own).view(torch.bfloat16)
+        return torch.from_numpy(own).view(self._dtype)
 
 
 def open_trunk_cache(
@@ -96,7 +101,7 @@ def open_trunk_cache(
 
     key = _key(model, architecture, layer, rows)
     lengths = [len(row) for row in rows]
-    return _opened(key, lengths, _width(model), compute, folder, progress)
+    return _opened(key, torch.bfloat16, lengths, _width(model), compute, folder, progress)
 
 
 def open_final_cache(
@@ -110,7 +115,8 @@ def open_final_cache(
 ) -> TrunkCache:
     """Finds the cache of what leaves the last block, or makes it from what enters another one.
 
-    So a model that is not edited gives it back, where it is run from the same trunk.
+    So a model that is not edited gives it back, where it is run from the same trunk; it is kept
+    in the model's dtype.
 
     Args:
         model: The model.
@@ -135,7 +141,8 @@ def open_final_cache(
 
     depth = number_of_layers(model, architecture)
     key = {**_key(model, architecture, depth, []), "from": dict(trunk.key)}
-    return _opened(key, trunk.lengths.tolist(), _width(model), compute, folder, progress)
+    lengths = trunk.lengths.tolist()
+    return _opened(key, model.dtype, lengths, _width(model), compute, folder, progress)
 
 
 def padded_states(rows: Sequence[Tensor], model: PreTrainedModel) -> tuple[Tensor, Tensor]:
@@ -152,6 +159,7 @@ def padded_states(rows: Sequence[Tensor], model: PreTrainedModel) -> tuple[Tenso
 
 def _opened(
     key: dict[str, Any],
+    dtype: torch.dtype,
     lengths: list[int],
     width: int,
     compute: Callable[[Sequence[int]], Tensor],
@@ -161,38 +169,39 @@ def _opened(
     """The cache of a key; made by `compute`, states of the rows at some places, if need be."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     place = (folder or cache_folder() / "trunks") / name[:32]
+    shape = (sum(lengths), width)
+    bits = np.int16 if dtype.itemsize == 2 else np.int32
     with first_of_machine_first():
         if not _is_whole(place, key):
             place.mkdir(parents=True, exist_ok=True)
             with replacing(place / _STATES) as partial:
-                shape = (sum(lengths), width)
-                states = np.memmap(partial, dtype=np.int16, mode="w+", shape=shape)
-                for done in _fill(states, lengths, compute):
+                states = np.memmap(partial, dtype=bits, mode="w+", shape=shape)
+                for done in _fill(torch.from_numpy(states).view(dtype), lengths, compute):
                     if progress is not None:
                         progress(done, len(lengths))
                 states.flush()
             # Last, so that a run that ends before leaves no cache.
             header = {"key": key, "sha256": digest(place / _STATES)}
             write_whole(place / _HEADER, json.dumps(header).encode())
-    kept = np.memmap(place / _STATES, dtype=np.int16, mode="r", shape=(sum(lengths), width))
-    return TrunkCache(kept, lengths, key)
+    kept = np.memmap(place / _STATES, dtype=bits, mode="r", shape=shape)
+    return TrunkCache(kept, dtype, lengths, key)
 
 
 def _fill(
-    states: NDArray[np.int16], lengths: Sequence[int], compute: Callable[[Sequence[int]], Tensor]
+    states: Tensor, lengths: Sequence[int], compute: Callable[[Sequence[int]], Tensor]
 ) -> Iterator[int]:
     """Writes the states of all rows; yields how many are done."""
     ends = np.cumsum(lengths)
     done = 0
     for places in _batches(lengths):
         for place, own in zip(places, compute(places), strict=True):
-            kept = own[: lengths[place]].to("cpu", torch.bfloat16)
+            kept = own[: lengths[place]].to("cpu", states.dtype)
             if not bool(kept.isfinite().all()):
                 raise NonFiniteError(
                     "its hidden states hold NaN or infinity; leave it out", record=place
                 )
             end = int(ends[place])
-            states[end - len(kept) : end] = kept.view(torch.int16).numpy()
+            states[end - len(kept) : end] = kept
         done += len(places)
         yield done
 

@@ -1,0 +1,262 @@
+"""The training loop, with a linear map that learns another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
+from easyedit_fast.tensor_files import TensorFile
+from easyedit_fast.training.batches import BatchOrder, draws, made_ahead
+from easyedit_fast.training.hparams import TrainingHparams
+from easyedit_fast.training.logs import read_log
+from easyedit_fast.training.loop import TrainingResult, train
+
+EDITOR = TensorFile("linear map", written_by="a test")
+
+
+class LinearMap:
+    """Learns a linear map from examples of it."""
+
+    def __init__(self, records: int = 12, bad: int | None = None, stops_learning: bool = False):
+        generator = torch.Generator().manual_seed(0)
+        self.records = records
+        self.inputs = torch.randn(records, 5, generator=generator)
+        self.wanted = self.inputs @ torch.randn(5, 3, generator=generator)
+        self.weight = torch.zeros(5, 3, requires_grad=True)
+        self.bad = bad
+        self.stops_learning = stops_learning
+        self.validations = 0
+        self.die_in: int | None = None
+
+    def description(self) -> dict[str, Any]:
+        return {"records": self.records}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.weight], "lr": 0.05}]
+
+    def prepare(self, iteration: int, places: list[int]) -> tuple[int, list[int], Tensor]:
+        noise = torch.from_numpy(draws(3, "noise", iteration).normal(size=3)).float()
+        return iteration, places, noise
+
+    def step(self, batch: tuple[int, list[int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        iteration, places, noise = batch
+        if iteration == self.die_in:
+            raise KeyboardInterrupt
+        if self.bad in places:
+            raise NonFiniteError("the loss is NaN", record=self.bad)
+        error = self.inputs[places] @ self.weight - self.wanted[places] - 0.01 * noise
+        loss = error.square().mean()
+        return loss, {"loss/total_train": loss}
+
+    def validate(self) -> dict[str, float]:
+        self.validations += 1
+        if self.stops_learning and self.validations > 2:
+            return {"loss/total_edit_val": 1e6, "edit/acc_val": float("nan")}
+        loss = (self.inputs @ self.weight - self.wanted).square().mean()
+        return {"loss/total_edit_val": loss.item(), "edit/acc_val": float("nan")}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            self.weight.copy_(tensors["weight"])
+
+    def write_editor(self, path: Path, card: Mapping[str, Any]) -> None:
+        EDITOR.write(path, self.state_dict(), dict(card))
+
+
+KEYS: dict[str, Any] = {
+    "batch_size": 4,
+    "max_iters": 24,
+    "val_interval": 6,
+    "log_interval": 4,
+    "model_save_pt": 2,
+    "early_stop_patience": 1000,
+}
+
+
+def run(folder: Path, trainee: LinearMap | None = None, **keys: Any) -> TrainingResult:
+    hparams = TrainingHparams(**{**KEYS, **keys})
+    return train(trainee or LinearMap(), hparams, folder, about={"model": "none"})
+
+
+def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in line.items() if k != "seconds" and not k.startswith("time/")}
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("ends_in", [1, 5, 6, 7, 18, 23])
+def test_a_run_that_ended_goes_on_bit_for_bit(
+    tmp_path: Path, ends_in: int, accumulate: int
+) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    result = run(whole, accumulate_bs=accumulate)
+    assert result.resumed == 0
+    assert result.iterations == 24
+    trainee = LinearMap()
+    trainee.die_in = ends_in
+    with pytest.raises(KeyboardInterrupt):
+        run(parted, trainee, accumulate_bs=accumulate)
+    again = run(parted, accumulate_bs=accumulate)
+    assert again.resumed <= ends_in
+    assert ends_in < 4 or again.resumed >= ends_in - 2
+    assert str(again.values) == str(result.values), "one of them is NaN"
+    for name in ("editor.safetensors", "checkpoint.safetensors"):
+        one, other = load_file(whole / name), load_file(parted / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    assert without_times(read_log(whole)) == without_times(read_log(parted))
+
+
+def test_a_finished_run_is_given_back(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    trainee = LinearMap()
+    second = run(tmp_path, trainee)
+    assert trainee.validations == 0
+    assert second.resumed == second.iterations == 24
+    assert str(second.values) == str(first.values), "one of them is NaN"
+
+
+def test_the_best_is_kept_and_training_ends(tmp_path: Path) -> None:
+    trainee = LinearMap(stops_learning=True)
+    result = run(tmp_path, trainee, early_stop_patience=9)
+    assert result.best_iteration == 12
+    assert result.iterations == 21, "the patience counts iterations from the best"
+    _, card = EDITOR.read(result.editor)
+    assert card["iterations"] == 12
+    assert card["model"] == "none"
+    assert card["validation"]["loss/total_edit_val"] == result.values["loss/total_edit_val"] < 1e6
+
+
+def test_the_log(tmp_path: Path) -> None:
+    run(tmp_path)
+    lines = read_log(tmp_path)
+    trained = [line["iteration"] for line in lines if "loss/total_train" in line]
+    assert trained == [4, 8, 12, 16, 20, 24]
+    validated = [line for line in lines if "loss/total_edit_val" in line]
+    assert [line["iteration"] for line in validated] == [6, 12, 18, 24]
+    assert all("edit/acc_val" not in line for line in validated), "NaN is no JSON"
+    assert [line["epoch"] for line in validated] == [2, 4, 6, 8]
+    assert lines[0]["loss/total_train"] > lines[-2]["loss/total_train"]
+
+
+def test_tensorboard_reads_the_same(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainee = LinearMap()
+    trainee.die_in = 15
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, trainee)
+    run(tmp_path)
+    board = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    for name in ("loss/total_train", "loss/total_edit_val"):
+        told = [(event.step, event.value) for event in board.Scalars(name)]
+        logged = [(li["iteration"], li[name]) for li in read_log(tmp_path) if name in li]
+        assert [step for step, _ in told] == [step for step, _ in logged]
+        for (_, one), (_, other) in zip(told, logged, strict=True):
+            assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_nan_names_the_record_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    order = BatchOrder(12, 4, 0)
+    late = next(p for p in range(12) if all(p not in order.places(i) for i in range(2)))
+    with pytest.raises(NonFiniteError, match=rf"record {late}: .*iteration 3: .*checkpoint"):
+        run(tmp_path, LinearMap(bad=late))
+    assert (tmp_path / "checkpoint.safetensors").is_file()
+    assert load_file(tmp_path / "checkpoint.safetensors")["trained.weight"].isfinite().all()
+
+
+def test_an_infinite_gradient_stops(tmp_path: Path) -> None:
+    trainee = LinearMap()
+    trainee.inputs[5] = 1e30
+    with pytest.raises(NonFiniteError, match=r"gradient of the batch of records .*5"):
+        run(tmp_path, trainee)
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(DataFileError, match="records is 12 there and 13 here"):
+        run(tmp_path, LinearMap(13))
+    hparams = TrainingHparams(**KEYS)
+    result = train(LinearMap(13), hparams, tmp_path, about={}, overwrite=True)
+    assert result.resumed == 0
+
+
+def test_a_damaged_checkpoint_is_told_of(tmp_path: Path) -> None:
+    run(tmp_path, max_iters=6)
+    path = tmp_path / "checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataFileError, match="damaged"):
+        run(tmp_path, max_iters=6)
+
+
+def test_too_few_records() -> None:
+    with pytest.raises(HparamsError, match="3 records for batches of 4"):
+        BatchOrder(3, 4, 0)
+
+
+def test_a_key_that_is_no_value(tmp_path: Path) -> None:
+    with pytest.raises(HparamsError, match="early_stop_key 'acc' is not among"):
+        run(tmp_path, early_stop_key="acc")
+
+
+def test_intervals_are_of_whole_steps() -> None:
+    with pytest.raises(HparamsError, match="val_interval must be a multiple of accumulate_bs"):
+        TrainingHparams(val_interval=15, accumulate_bs=10, model_save_pt=20)
+
+
+def test_an_epoch_has_every_record_once() -> None:
+    order = BatchOrder(12, 4, seed=1)
+    epochs = [
+        [place for number in range(3) for place in order.places(3 * epoch + number)]
+        for epoch in range(2)
+    ]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != [p for n in range(3) for p in BatchOrder(12, 4, seed=2).places(n)]
+
+
+def test_batches_are_made_ahead_and_their_errors_raised() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        if number == 3:
+            raise ValueError("third")
+        return number * number
+
+    with made_ahead(make, 1, 9) as batches, pytest.raises(ValueError, match="third"):
+        for number, batch in batches:
+            assert batch == number * number
+    assert made == [1, 2, 3]
+
+
+def test_the_learning_rate() -> None:
+    constant = TrainingHparams()
+    assert {constant.learning_rate(i, 100) for i in (0, 50, 100)} == {1.0}
+    falling = TrainingHparams(lr_decay="cosine")
+    rates = [falling.learning_rate(i, 99) for i in range(100)]
+    assert rates[:34] == [1.0] * 34
+    assert rates[34:] == sorted(rates[34:], reverse=True)
+    assert rates[-1] == pytest.approx(0.05)
+
+
+def test_the_header_tells_of_the_run(tmp_path: Path) -> None:
+    run(tmp_path)
+    header = json.loads((tmp_path / "log.jsonl.run.json").read_text())
+    assert header["description"] == {"records": 12}
+    assert header["about"] == {"model": "none"}
