@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,31 +69,50 @@ class TensorFile:
             MissingFileError: There is no such file.
             DataFileError: The file is damaged, or of another kind.
         """
+        with self._opened(path) as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self._check_header(path, header)
+        if header.get("sha256") != _digest(header.get(self._key, ""), tensors):
+            raise DataFileError(
+                f"{path} is damaged (its contents do not match its digest); get or make it again"
+            )
+        return tensors, self._told(path, header)
+
+    def told(self, path: Path) -> dict[str, Any]:
+        """What is told of a file's tensors, which are not read and so not checked.
+
+        Raises:
+            MissingFileError: There is no such file.
+            DataFileError: The file is damaged, or of another kind.
+        """
+        with self._opened(path) as file:
+            header = file.metadata() or {}
+        self._check_header(path, header)
+        return self._told(path, header)
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
             raise MissingFileError(f"there is no {self.what} file {str(path)!r}; check the path")
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                yield file
         except (SafetensorError, OSError, ValueError) as error:
             raise DataFileError(
                 f"{path} is damaged or no safetensors file ({error}); {self._again}"
             ) from None
-        self._check_header(path, header)
-        text = header.get(self._key, "")
-        if header.get("sha256") != _digest(text, tensors):
-            raise DataFileError(
-                f"{path} is damaged (its contents do not match its digest); get or make it again"
-            )
+
+    def _told(self, path: Path, header: Mapping[str, str]) -> dict[str, Any]:
         try:
-            told = json.loads(text)
+            told = json.loads(header.get(self._key, ""))
         except (ValueError, RecursionError) as error:
             raise DataFileError(f"{path}: its header is damaged ({error}); save it again") from None
         if not isinstance(told, dict):
             raise DataFileError(f"{path}: its header is damaged; {self._again}")
-        return tensors, told
+        return told
 
     @property
     def _again(self) -> str:

@@ -170,7 +170,7 @@ def test_an_editor_must_fit_the_model_and_be_trained(tmp_path: Path) -> None:
             tokenizer,
             hparams={"archive": path, "inner_params": ["model.layers.9.mlp.up_proj.weight"]},
         )
-    with pytest.raises(HparamsError, match="name its file as archive"):
+    with pytest.raises(HparamsError, match="name the file of one as archive"):
         Mend(model, tokenizer)
     fresh = EditorNetwork(hparams, dict.fromkeys(INNER_PARAMS, (4, 4)))
     with pytest.raises(ModelError, match="is not trained"):

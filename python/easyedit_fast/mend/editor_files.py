@@ -69,6 +69,17 @@ def read_editor(path: Path) -> EditorFile:
     return EditorFile(tensors, told["hparams"], told["card"])
 
 
+def read_card(path: Path) -> dict[str, Any]:
+    """What is told of an editor of our form, without its tensors.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DataFileError: It is damaged, or no editor.
+    """
+    card = _FILE.told(path).get("card")
+    return card if isinstance(card, dict) else {}
+
+
 def write_easyedit_checkpoint(path: Path, tensors: Mapping[str, Tensor], config: Any) -> None:
     """Writes a checkpoint that EasyEdit loads as ``archive``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ from easyedit_fast.mend.editor_files import EditorFile, read_editor
 from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, token_factors
 from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.modules import edited_modules, network_of, weight_sizes
+from easyedit_fast.mend.shipped import shipped_editor
 from easyedit_fast.models.architectures import Architecture, architecture_of
+from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.limits import (
     context_length,
     refuse_long_rows,
@@ -76,6 +79,8 @@ class Mend:
             tokenizer: Its (fast) tokenizer.
             hparams: Keys that override those in the editor's file, the path of a YAML file or a
                 shipped name, or hyperparameters ready made; ``archive`` names the editor's file.
+                Without it the editor that comes with the package is taken, where there is one for
+                this very model.
             architecture: Description of a family that the package does not know.
 
         Raises:
@@ -84,9 +89,11 @@ class Mend:
             DataFileError: The editor's file is damaged, or not one.
             ModelError: The editor is not for this model, or not trained.
         """
-        self.hparams, editor = resolve_mend_hparams(hparams)
-        self._archive_sha256 = digest(Path(str(self.hparams.archive)))
         self.architecture = architecture or architecture_of(model)
+        fingerprint = model_fingerprint(model, self.architecture)
+        self.hparams, editor = resolve_mend_hparams(hparams, shipped_editor(fingerprint))
+        _warn_of_another_model(self.hparams, editor, fingerprint)
+        self._archive_sha256 = digest(Path(str(self.hparams.archive)))
         self._model = model
         self._tokenizer = tokenizer
         RequestTokenizer.from_transformers(tokenizer)  # refuses one that cannot be used
@@ -234,8 +241,13 @@ class Mend:
 
 def resolve_mend_hparams(
     hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None,
+    shipped: Path | None = None,
 ) -> tuple[MENDHyperParams, EditorFile]:
     """The hyperparameters, from whatever form the user gave them in, and the editor they name.
+
+    Args:
+        hparams: The hyperparameters.
+        shipped: The editor that is taken where they name none.
 
     Raises:
         HparamsError: No editor is named, or a value cannot be used.
@@ -245,12 +257,13 @@ def resolve_mend_hparams(
     if isinstance(hparams, Hparams):
         if not isinstance(hparams, MENDHyperParams):
             raise HparamsError(f"{type(hparams).__name__} is not for MEND; give MENDHyperParams")
-        return hparams.model_copy(deep=True), read_editor(_archive(hparams.archive))
+        path = _archive(hparams.archive, shipped)
+        return hparams.model_copy(deep=True, update={"archive": str(path)}), read_editor(path)
     if hparams is None or isinstance(hparams, Mapping):
         given, source = dict(hparams or {}), "given"
     else:
         given, source = read_yaml(find_hparams_file(hparams)), os.fspath(hparams)
-    archive = _archive(given.get("archive"))
+    archive = _archive(given.get("archive"), shipped)
     editor = read_editor(archive)
     if not editor.hparams and "inner_params" not in given:
         raise HparamsError(
@@ -264,10 +277,25 @@ def resolve_mend_hparams(
     return resolved.came_from(f"{archive}; {source}"), editor
 
 
-def _archive(path: object) -> Path:
+def _archive(path: object, shipped: Path | None) -> Path:
+    if path is None and shipped is not None:
+        return shipped
     if not isinstance(path, (str, os.PathLike)):
-        raise HparamsError("MEND needs a trained editor; name its file as archive")
+        raise HparamsError(
+            "MEND needs a trained editor, and none for this model comes with the package; name the "
+            "file of one as archive (--archive), or train it: easyedit-fast train --method mend"
+        )
     return Path(path)
+
+
+def _warn_of_another_model(hparams: MENDHyperParams, editor: EditorFile, fingerprint: str) -> None:
+    trained_for = editor.card.get("model_fingerprint", fingerprint)
+    if trained_for != fingerprint:
+        warnings.warn(
+            f"the editor {hparams.archive} was trained for another model "
+            f"({editor.card.get('model') or 'unnamed'}); its edits may do anything here",
+            stacklevel=4,
+        )
 
 
 def _refuse_not_finite(gradients: TokenFactors, places: Sequence[int], failures: Failures) -> None:

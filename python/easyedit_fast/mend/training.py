@@ -176,6 +176,7 @@ class MendTrainee:
         except RecordError as error:
             raise error.at(error.record or 0, among=VALIDATION) from error
         self.records = self._rows.records
+        self._fingerprint = model_fingerprint(model, self._architecture)
         self._require_a_model_each()
 
     def _first_network(self, sizes: Mapping[str, tuple[int, int]]) -> EditorNetwork:
@@ -207,7 +208,7 @@ class MendTrainee:
         return {
             "method": "mend",
             "hparams": hparams,
-            "model": model_fingerprint(self._model, self._architecture),
+            "model": self._fingerprint,
             "data": list(trunks),
         }
 
@@ -230,7 +231,11 @@ class MendTrainee:
 
     def write_editor(self, path: Path, card: Mapping[str, Any]) -> None:
         """Writes the editor as `Mend` loads it."""
-        about = {"training": self.hparams.to_dict(), **card}
+        about = {
+            **card,
+            "model_fingerprint": self._fingerprint,
+            "training": self.hparams.to_dict(),
+        }
         write_editor(path, EditorFile(self.state_dict(), self.hparams.for_edits(), about))
 
     def prepare(self, iteration: int, places: list[int]) -> _Batch:
