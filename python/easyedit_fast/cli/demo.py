@@ -1,8 +1,9 @@
-"""``easyedit-fast demo``: edits three facts in the packaged model, before everybody's eyes."""
+"""``easyedit-fast demo``: edits three facts in the packaged model, by each method."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from easyedit_fast.cli import options
 from easyedit_fast.cli.output import (
@@ -12,8 +13,14 @@ from easyedit_fast.cli.output import (
     print_table,
     print_timings,
 )
+from easyedit_fast.errors import HparamsError
 
-_METHOD = "rome"
+if TYPE_CHECKING:
+    from easyedit_fast.editor import Editor
+    from easyedit_fast.requests import EditRequest
+    from easyedit_fast.results import EditResult
+
+_METHODS = ("rome", "mend")
 _NEW_TOKENS = 10
 _FACTS: list[dict[str, Any]] = [
     {
@@ -63,79 +70,119 @@ _UNTOUCHED = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """What one method did.
+
+    Attributes:
+        method: The method.
+        generations: Prompt, and the model's continuation before and after; the facts' first.
+        result: What the edit gave.
+    """
+
+    method: str
+    generations: list[tuple[str, str, str]]
+    result: EditResult
+
+    @property
+    def seconds(self) -> float:
+        """Time of an edit, without the evaluation."""
+        edited = (
+            time for phase, time in self.result.timings.items() if not phase.startswith("evaluate")
+        )
+        return sum(edited) / len(_FACTS)
+
+
 def demo(
     model: options.Model = "demo",
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Edit three facts in the demo model with ROME, and show before, after and the time taken.
+    """Edit three facts in the demo model, with ROME and with MEND: before, after, the time taken.
+
+    MEND needs a trained editor: where none for the model comes with the package it is left out.
 
     Example: easyedit-fast demo
     """
     from easyedit_fast.editor import Editor
-    from easyedit_fast.evaluation import continue_greedily
+    from easyedit_fast.models.loading import load_model
     from easyedit_fast.requests import EditRequest
 
     requests = [EditRequest.from_dict(fact) for fact in _FACTS]
+    loaded, tokenizer = load_model(model, device=device)
+    shown: list[_Shown] = []
+    for method in _METHODS:
+        try:
+            editor = Editor(loaded, tokenizer, method=method)
+        except HparamsError as error:
+            if not json:
+                print_line(f"{method} is left out: {error}")
+            continue
+        shown.append(_edited(editor, method, requests))
+        if not json:
+            _print(model, requests, shown[-1])
+    if json:
+        print_json(_report(model, requests, shown))
+
+
+def _edited(editor: Editor, method: str, requests: list[EditRequest]) -> _Shown:
+    """Edits the facts, looks at the model, and takes the edit out again."""
+    from easyedit_fast.evaluation import continue_greedily
+
     prompts = [request.prompt for request in requests] + list(_UNTOUCHED)
-    editor = Editor.from_pretrained(model, method=_METHOD, device=device)
     lengths = [_NEW_TOKENS] * len(prompts)
     before = continue_greedily(editor.model, editor.tokenizer, prompts, lengths)
-    result = editor.edit(requests)
-    after = continue_greedily(editor.model, editor.tokenizer, prompts, lengths)
-    seconds = sum(
-        time for phase, time in result.timings.items() if not phase.startswith("evaluate")
-    )
-    generations = list(zip(prompts, before, after, strict=True))
-    if json:
-        print_json(_report(model, requests, generations, seconds, result))
-        return
-    print_line(f"model: {model}")
-    for key, value in result.settings.items():
+    with editor.editing(requests) as result:
+        after = continue_greedily(editor.model, editor.tokenizer, prompts, lengths)
+    return _Shown(method, list(zip(prompts, before, after, strict=True)), result)
+
+
+def _print(model: str, requests: list[EditRequest], shown: _Shown) -> None:
+    print_line(f"{shown.method.upper()} on the model {model}")
+    for key, value in shown.result.settings.items():
         print_line(f"{key}: {value}")
     rows = [
         [request.subject, request.target_new, *generation]
-        for request, generation in zip(requests, generations, strict=False)
+        for request, generation in zip(requests, shown.generations, strict=False)
     ]
     print_table("Three facts, edited", ["subject", "new", "prompt", "before", "after"], rows)
-    print_table("Left alone", ["prompt", "before", "after"], generations[len(requests) :])
-    print_summary(result.summary)
-    print_timings(result.timings)
+    print_table("Left alone", ["prompt", "before", "after"], shown.generations[len(requests) :])
+    print_summary(shown.result.summary)
+    print_timings(shown.result.timings)
     print_line(
-        f"{seconds / len(requests):.2f} s an edit, without evaluation; the edit is in the model: "
-        "edit.revert() takes it out, edit.save() keeps it."
+        f"{shown.seconds:.2f} s an edit, without evaluation. The edit was in the model: "
+        "edit.revert() takes it out, as was done now; edit.save() keeps it.\n"
     )
 
 
-def _report(
-    model: str,
-    requests: list[Any],
-    generations: list[tuple[str, str, str]],
-    seconds: float,
-    result: Any,
-) -> dict[str, Any]:
+def _report(model: str, requests: list[EditRequest], shown: list[_Shown]) -> dict[str, Any]:
     """The JSON object of the demo."""
     edits = [
         {
-            "method": _METHOD,
+            "method": one.method,
             "prompt": request.prompt,
             "subject": request.subject,
             "target_new": request.target_new,
             "before": before,
             "after": after,
-            "seconds": seconds / len(requests),
+            "seconds": one.seconds,
         }
-        for request, (_, before, after) in zip(requests, generations, strict=False)
+        for one in shown
+        for request, (_, before, after) in zip(requests, one.generations, strict=False)
     ]
     untouched = [
-        {"prompt": prompt, "before": before, "after": after}
-        for prompt, before, after in generations[len(requests) :]
+        {"method": one.method, "prompt": prompt, "before": before, "after": after}
+        for one in shown
+        for prompt, before, after in one.generations[len(requests) :]
     ]
     return {
         "model": model,
         "edits": edits,
         "untouched": untouched,
-        "metrics": {when: result.summary.get(when, {}) for when in ("pre", "post")},
-        "timings": dict(result.timings),
-        "settings": result.settings,
+        "metrics": {
+            one.method: {when: one.result.summary.get(when, {}) for when in ("pre", "post")}
+            for one in shown
+        },
+        "timings": {one.method: dict(one.result.timings) for one in shown},
+        "settings": {one.method: one.result.settings for one in shown},
     }
