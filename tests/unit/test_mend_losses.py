@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from easyedit_fast.mend.factors import TargetRows, model_logits, target_nll, token_factors
 from easyedit_fast.mend.hparams import MENDHyperParams
-from easyedit_fast.mend.losses import OuterLosses, TailRows, outer_losses
+from easyedit_fast.mend.losses import OuterLosses, TailRows, nll_and_divergence, outer_losses
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.tail import Tail
@@ -139,3 +139,33 @@ def test_losses_and_their_gradients(
     for one, other in zip(ours, theirs, strict=True):
         assert (one - other).norm() <= 1e-3 * other.norm() + 1e-6
     assert found.locality.item() > 1e-6
+
+
+@pytest.mark.parametrize("rows_", [1, 8, 21])
+def test_both_losses_and_their_gradients(rows_: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = 3 * torch.randn(rows_, 40, generator=generator)
+    labels = torch.tensor([3, 0, 39])
+    ours = 3 * torch.randn(3 + rows_, 40, generator=generator)
+    theirs = ours.clone().requires_grad_(True)
+    ours.requires_grad_(True)
+    expected = (
+        nn.functional.cross_entropy(theirs[:3], labels),
+        nn.functional.kl_div(
+            theirs[3:].log_softmax(-1),
+            base.log_softmax(-1),
+            reduction="batchmean",
+            log_target=True,
+        ),
+    )
+    found = nll_and_divergence(ours, labels, base)
+    torch.testing.assert_close(found, expected)
+    (2.5 * found[1] - 0.3 * found[0]).backward()
+    (2.5 * expected[1] - 0.3 * expected[0]).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    half = nll_and_divergence(ours.detach().bfloat16(), labels, base.bfloat16())
+    assert [loss.dtype for loss in half] == [torch.float32] * 2
+    torch.testing.assert_close(half, found, rtol=0.05, atol=0.01)
+    same = torch.cat([ours.detach()[:3], base])
+    assert torch.equal(nll_and_divergence(same, labels, base)[1], torch.zeros(()))
+    assert nll_and_divergence(same * torch.nan, labels, base)[1].isnan()

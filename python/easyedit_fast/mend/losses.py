@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_fast.mend.factors import TargetRows, target_nll, token_factors
+from easyedit_fast.mend.factors import TargetRows, token_factors
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import row_updates
+
+_ROWS_AT_ONCE = 8  # of logits: some megabytes, which stay in a CPU's cache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,10 +34,14 @@ class TailRows:
     rows: TargetRows
     tail: Tail
 
-    def logits(self, reads: Tensor) -> Tensor:
-        """Logits ``[places, vocabulary]`` at the places ``reads [rows, t]``, row by row."""
+    def hidden_states(self, reads: Tensor) -> Tensor:
+        """What leaves the last block ``[places, d_model]`` at ``reads [rows, t]``, row by row."""
         row, column = reads.nonzero().unbind(1)
-        return self.tail.logits(None, row, column)
+        return self.tail.hidden_states(None, row, column)
+
+    def logits(self, reads: Tensor) -> Tensor:
+        """Logits ``[places, vocabulary]`` there."""
+        return self.tail.head(self.hidden_states(reads))
 
     def target_logits(self) -> Tensor:
         """Logits at the places with labels."""
@@ -91,23 +97,71 @@ def outer_losses(
     factors = network(gradients.factors)
     group = torch.tensor(groups, device=gradients.losses.device)
     with edited_in_groups(modules, factors, gradients.tokens, group):
-        logits = targets.target_logits()
-        changed = locality.logits(reads)
-    nll, _ = target_nll(logits, targets.rows.labels)
+        hidden = [
+            targets.hidden_states(targets.rows.labels != -100),
+            locality.hidden_states(reads),
+        ]
+        # Few rows take the head about as long as many: its weight is read once.
+        logits = targets.tail.head(torch.cat(hidden))
+    wanted = targets.rows.labels[targets.rows.labels != -100].to(logits.device)
+    nll, divergence = nll_and_divergence(logits, wanted, base_logits)
     return OuterLosses(
-        nll.mean(),
-        kl_divergence(base_logits, changed),
+        nll,
+        divergence,
         gradients.losses,
-        logits.detach(),
-        changed.detach(),
+        logits.detach()[: len(wanted)],
+        logits.detach()[len(wanted) :],
     )
 
 
-def kl_divergence(base_logits: Tensor, logits: Tensor) -> Tensor:
-    """Mean KL(base ‖ other) of rows of logits ``[n, vocabulary]``, in nats."""
-    base = base_logits.float().log_softmax(-1)
-    other = logits.float().log_softmax(-1)
-    return nn.functional.kl_div(other, base, reduction="batchmean", log_target=True)
+def nll_and_divergence(
+    logits: Tensor, labels: Tensor, base_logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean negative log-likelihood of tokens, and mean KL(base ‖ edited), both in nats.
+
+    The gradient flows to the edited model's logits alone. It is made on the way, a few rows at a
+    time: nothing else of the logits' size is.
+
+    Args:
+        logits: ``[n + m, vocabulary]``, the edited model's: n rows for the tokens, then m.
+        labels: ``[n]``, the tokens.
+        base_logits: ``[m, vocabulary]``, the unedited model's.
+    """
+    nll, divergence = _Losses.apply(logits, labels, base_logits)
+    return nll, divergence
+
+
+class _Losses(torch.autograd.Function):
+    """The gradients of both with respect to the logits are q less what is wanted, p or 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, base_logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tokens = len(labels)
+        gradient = torch.empty_like(logits)
+        log_q = logits[:tokens].float().log_softmax(-1)
+        nll = nn.functional.nll_loss(log_q, labels)
+        wanted = nn.functional.one_hot(labels, logits.shape[-1])
+        gradient[:tokens] = log_q.exp_().sub_(wanted)
+        total = torch.zeros((), device=logits.device)
+        places = (part.split(_ROWS_AT_ONCE) for part in (base_logits, logits[tokens:]))
+        for base, other, own in zip(*places, gradient[tokens:].split(_ROWS_AT_ONCE), strict=True):
+            log_p, log_q = (part.float().log_softmax(-1) for part in (base, other))
+            p = log_p.exp()
+            total += torch.linalg.vecdot(p, log_p - log_q).sum()
+            own.copy_(log_q.exp_().sub_(p))
+        ctx.save_for_backward(gradient)
+        ctx.tokens = tokens
+        return nll, total / len(base_logits)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        counts = ctx.tokens, len(gradient) - ctx.tokens
+        scales = [own / count for own, count in zip(outer, counts, strict=True)]
+        row = torch.cat([scale.expand(n) for scale, n in zip(scales, counts, strict=True)])
+        return gradient * row[:, None].to(gradient.dtype), None, None
 
 
 @contextlib.contextmanager

@@ -296,7 +296,7 @@ class Tail:
                 self.model, StandInCache(), inputs_embeds=self._blank(hidden.shape[0], 1)
             )
         logits: Tensor = output.logits
-        return logits[:, 0]
+        return logits.squeeze(1)
 
     def _blank(self, rows: int, tokens: int) -> Tensor:
         """Embeddings that no block will see, ``[rows, tokens, embedding size]``."""

@@ -189,7 +189,7 @@ class _Run:
         epochs = hparams.max_epochs
         of_epochs = hparams.max_iters if epochs is None else epochs * self.order.batches
         self.iterations = min(hparams.max_iters, of_epochs)
-        self.optimizer = torch.optim.Adam(trainee.parameter_groups())
+        self.optimizer = torch.optim.Adam(trainee.parameter_groups(), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.stopping = EarlyStopping(hparams.early_stop_key, hparams.early_stop_patience)
         self.best_values: dict[str, float] | None = None
