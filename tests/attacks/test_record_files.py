@@ -38,6 +38,21 @@ REFUSED = [
     ("gzip.json", DataFileError, r"not UTF-8 text \(line 1, byte 1\)"),
     ("huge_number.json", RequestError, r"^record 0, field 'subject': must be a text, not a number"),
     ("invalid_utf8.jsonl", DataFileError, r"not UTF-8 text \(line 2, byte 82\)"),
+    (
+        "knowedit_deep_answer.json",
+        RequestError,
+        r"^record 0, field 'locality\.Forgetfulness\[1\]\.ground_truth': holds a list; give a text",
+    ),
+    (
+        "knowedit_mixed_sections.json",
+        RequestError,
+        r"^record 0, field 'portability\.Reasoning': must be a list of objects that hold",
+    ),
+    (
+        "knowedit_subject_elsewhere.json",
+        RequestError,
+        r"^record 1, field 'concept': subject 'ann orr' is not in the text 'Ann Orr lives in'",
+    ),
     ("lone_surrogate.json", RequestError, r"^record 0, field 'target_new': is no valid text"),
     ("lone_surrogate_key.json", RequestError, r"^record 0: .*surrogate|^record 0: .*hex escape"),
     ("many_place_holders.json", RequestError, r"^record 0, field 'prompt': has 2000 '\{\}'"),
@@ -67,7 +82,14 @@ REFUSED = [
     ("utf16.json", DataFileError, r"not UTF-8 text \(line 1, byte 0\)"),
 ]
 
-ACCEPTED = ["bom.json", "deep_unread_field.json", "huge_unread_number.json", "nul_character.json"]
+ACCEPTED = [
+    "bom.json",
+    "deep_unread_field.json",
+    "huge_unread_number.json",
+    "knowedit_aliases.json",
+    "knowedit_passage.json",
+    "nul_character.json",
+]
 
 
 @pytest.mark.parametrize(("name", "error", "message"), REFUSED, ids=[row[0] for row in REFUSED])

@@ -169,6 +169,143 @@ def test_wrong_arguments(tmp_path):
             read_requests(path, **arguments)
 
 
+def knowedit(**fields):
+    return {"subject": "Lake Orrin", "prompt": "Lake Orrin lies in", "target_new": "Chad"} | fields
+
+
+def read_json(folder, made, **options):
+    path = folder / "made.json"
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return read_requests(path, **options)
+
+
+def test_knowedit_of_wiki(tmp_path):
+    record = knowedit(
+        ground_truth="Mali",
+        rephrase=["The land of Lake Orrin is", ""],
+        portability={
+            "Logical_Generalization": [],
+            "Reasoning": [{"prompt": "At Lake Orrin one pays in ", "ground_truth": "francs"}],
+            "Subject_Aliasing": [{"prompt": "The Orrin lies in", "ground_truth": [["Chad", "TD"]]}],
+        },
+        locality={
+            "Relation_Specificity": [
+                {"prompt": "Lake Orrin is as deep as", "ground_truth": [["40 m"], ["131 ft"]]},
+                {"prompt": "Lake Orrin feeds", "ground_truth": [["", None], ["the Tay"]]},
+            ],
+            "Forgetfulness": [{"prompt": "Lake Orrin borders on", "ground_truth": []}],
+        },
+    )
+    expected = EditRequest(
+        prompt="Lake Orrin lies in",
+        subject="Lake Orrin",
+        target_new="Chad",
+        ground_truth="Mali",
+        rephrase_prompt=("The land of Lake Orrin is",),
+        portability={
+            "Logical_Generalization": (),
+            "Reasoning": (Probe("At Lake Orrin one pays in", "francs"),),
+            "Subject_Aliasing": (Probe("The Orrin lies in", "Chad"),),
+        },
+        locality={
+            "Relation_Specificity": (
+                Probe("Lake Orrin is as deep as", "40 m"),
+                Probe("Lake Orrin feeds", "the Tay"),
+            ),
+            "Forgetfulness": (Probe("Lake Orrin borders on", None),),
+        },
+    )
+    assert read_json(tmp_path, [record]) == [expected]
+    assert read_json(tmp_path, [record], format="knowedit") == [expected]
+    with pytest.raises(RequestError, match=r"'locality\.Relation_Specificity': must hold 'prompt'"):
+        read_json(tmp_path, [record], format="requests")
+
+
+def test_knowedit_of_zsre(tmp_path):
+    hops = [
+        {"prompt": "Lake Orrin is on the continent", "ground_truth": "Africa"},
+        {"prompt": " ", "ground_truth": ["Asia"]},
+        {"prompt": None},
+    ]
+    near = [{"prompt": ["Lake Orrin holds", "It holds"], "ground_truth": [" ", "trout"]}]
+    record = knowedit(
+        ground_truth=["Mali", "Niger"],
+        rephrase_prompt="The land of Lake Orrin is",
+        cond="Mali >> Chad || Lake Orrin lies in",
+        locality={"Relation_Specificity": near},
+        portability={"Reasoning": hops},
+    )
+    (request,) = read_json(tmp_path, [record])
+    assert request.ground_truth == "Mali"
+    assert request.rephrase_prompt == ("The land of Lake Orrin is",)
+    assert request.locality == {"Relation_Specificity": (Probe("Lake Orrin holds", "trout"),)}
+    assert request.portability == {
+        "Reasoning": (Probe("Lake Orrin is on the continent", "Africa"),)
+    }
+
+
+def test_knowedit_of_wikibio(tmp_path):
+    text = "A page about mara quill. Mara Quill (born 1931) was a glass painter."
+    near = [{"prompt": "Mara Quill was born in", "ground_truth": [["1931"]]}]
+    record = {"text": text, "concept": "mara quill", "labels": "She taught in Leeds."}
+    record |= {"locality": {"Relation_Specificity": near}}
+    elsewhere = record | {"concept": "mara_quill"}
+    requests = read_json(tmp_path, [record, elsewhere], on_error="skip")
+    (request,) = requests
+    assert (request.prompt, request.subject_span) == (text, (13, 23))
+    assert request.target_new == "She taught in Leeds."
+    assert request.locality == {"Relation_Specificity": (Probe("Mara Quill was born in", "1931"),)}
+    (error,) = requests.skipped
+    assert (error.record, error.field) == (1, "concept")
+    assert "'mara_quill' is not in the text 'A page about mara quill." in error.reason
+
+
+def test_empty_sections_leave_the_form_to_a_later_record(tmp_path):
+    empty = knowedit(locality={"Forgetfulness": []}, portability={})
+    lists = knowedit(locality={"Forgetfulness": [{"prompt": "It rains in", "ground_truth": "May"}]})
+    own = knowedit(locality={"near": {"prompt": "It rains in", "ground_truth": "May"}})
+    assert read_json(tmp_path, [empty, lists])[1].locality == {
+        "Forgetfulness": (Probe("It rains in", "May"),)
+    }
+    assert read_json(tmp_path, [empty, own])[1].locality == {"near": (Probe("It rains in", "May"),)}
+    for made in ([knowedit(), lists], [own, lists]):
+        (error,) = read_json(tmp_path, made, on_error="skip").skipped
+        assert (error.record, error.field) == (1, "locality.Forgetfulness")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"locality": {"Forgetfulness": [{"prompt": "a"}, {"prompt": "b", "ground_truth": 7}]}},
+            r"'locality\.Forgetfulness\[1\]\.ground_truth': holds a number; give a text",
+        ),
+        (
+            {"portability": {"Reasoning": [{"ground_truth": "a"}]}},
+            r"'portability\.Reasoning\[0\]\.prompt': is missing; add it to the probe",
+        ),
+        (
+            {"portability": {"Reasoning": {"prompt": "a"}}},
+            r"'portability\.Reasoning': must be a list of objects that hold 'prompt', not an obj",
+        ),
+        (
+            {"portability": {"Reasoning": ["a"]}},
+            r"'portability\.Reasoning\[0\]': must be an object, not a text",
+        ),
+        ({"locality": []}, r"'locality': must be an object, not a list"),
+        ({"ground_truth": [["a"], True]}, r"'ground_truth': holds true or false; give a text"),
+        ({"rephrase": 7}, r"'rephrase': must be a text or a list of texts, not a number"),
+        ({"target_new": ["a"]}, r"'target_new': must be a text, not a list"),
+        ({"subject": "Loch Orrin"}, r"'subject': .* is not in the prompt 'Lake Orrin lies in'"),
+    ],
+)
+def test_bad_values_of_knowedit(tmp_path, fields, message):
+    made = [knowedit(), knowedit(**fields)]
+    with pytest.raises(RequestError, match=rf"^record 1, field {message}"):
+        read_json(tmp_path, made, format="knowedit")
+    assert len(read_json(tmp_path, made, format="knowedit", on_error="skip")) == 1
+
+
 @needs_data
 @pytest.mark.parametrize("name", ["train", "val", "edit"])
 def test_counterfact_files(name):

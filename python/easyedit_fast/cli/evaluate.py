@@ -38,7 +38,9 @@ class _How(TypedDict):
 def evaluate(
     file: Annotated[
         Optional[Path],  # noqa: UP045  typer reads the annotation at run time, on Python 3.10 too
-        typer.Option("--file", "--data", help="Requests (JSON, JSONL), CounterFact or zsRE."),
+        typer.Option(
+            "--file", "--data", help="Requests (JSON, JSONL), CounterFact, zsRE or KnowEdit."
+        ),
     ] = None,
     model: options.ModelOrFromHparams = None,
     method: options.Method = "rome",

@@ -35,7 +35,7 @@ Subject = Annotated[Optional[str], typer.Option(help="Subject of the edit.")]  #
 Target = Annotated[Optional[str], typer.Option(help="New answer to the prompt.")]  # noqa: UP045
 File = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="Many edits: requests (JSON, JSONL), CounterFact or zsRE."),
+    typer.Option(help="Many edits: requests (JSON, JSONL), CounterFact, zsRE or KnowEdit."),
 ]
 Isolated = Annotated[
     bool,

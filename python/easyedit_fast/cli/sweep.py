@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    file: Annotated[Path, typer.Option(help="Records: requests (JSON, JSONL), CounterFact, zsRE.")],
+    file: Annotated[
+        Path, typer.Option(help="Records: requests (JSON, JSONL), CounterFact, zsRE, KnowEdit.")
+    ],
     layers: Annotated[str, typer.Option(help="Layers to compare, e.g. 3,5,9 or 2-8.")],
     out: Annotated[
         Path,

@@ -32,7 +32,7 @@ def train(
     file: Annotated[
         list[str],
         typer.Option(
-            help="Records to learn from: requests (JSON, JSONL), CounterFact or zsRE. "
+            help="Records to learn from: requests (JSON, JSONL), CounterFact, zsRE or KnowEdit. "
             "'FILE[100:200]' takes records 100 to 199 of it. Give the option again for more files."
         ),
     ],

@@ -13,7 +13,7 @@ from easyedit_fast.requests import EditRequest, Probe
 if TYPE_CHECKING:
     from easyedit_fast import _loader
 
-Format = Literal["auto", "requests", "counterfact", "zsre"]
+Format = Literal["auto", "requests", "counterfact", "zsre", "knowedit"]
 
 
 class RequestList(list[EditRequest]):
@@ -47,11 +47,13 @@ def read_requests(
 ) -> RequestList:
     """Reads edit requests from a JSON array, a JSON object or JSON lines.
 
-    Three forms are known. ``requests``: `EditRequest`'s fields, EasyEdit's locality and
+    Four forms are known. ``requests``: `EditRequest`'s fields, EasyEdit's locality and
     portability, and EasyEdit's flat ``locality_prompt`` and ``locality_ground_truth``.
     ``counterfact`` (Meng et al., 2022): nested as published, or EasyEdit's flat form. ``zsre``:
     MEND's form (Mitchell et al., 2022) with EasyEdit's ``portability``. The prompts beside the
     edit come under EasyEdit's keys: locality ``neighborhood``, zsRE's portability ``one_hop``.
+    ``knowedit`` (Zhang et al., 2024): its Wiki, zsRE and WikiBio files, with their own keys; of a
+    probe's answers the first is taken.
 
     The file is mapped into memory; no other process may cut it short meanwhile.
 

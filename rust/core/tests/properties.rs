@@ -94,6 +94,58 @@ fn section_json(section: &Section) -> Value {
     Value::Object(section.iter().map(entry).collect())
 }
 
+/// Each answer as a text, a list of texts or a list of alias lists, by `shape`.
+fn probe_lists(section: &Section, shape: usize) -> Value {
+    let probe = |probe: &Probe| {
+        let truth = &probe.ground_truth;
+        let truth = match shape {
+            0 => json!(truth),
+            1 => json!([truth, " "]),
+            _ => json!([[], [null, truth]]),
+        };
+        json!({"prompt": probe.prompt, "ground_truth": truth})
+    };
+    let entry = |(key, probes): &(String, Vec<Probe>)| {
+        (
+            key.clone(),
+            Value::Array(probes.iter().map(probe).collect()),
+        )
+    };
+    Value::Object(section.iter().map(entry).collect())
+}
+
+/// Any JSON, of the names that `KnowEdit` has.
+fn junk() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        prop_oneof![Just(String::new()), Just("Ann".to_owned()), text()].prop_map(Value::from),
+    ];
+    let key = prop::sample::select(vec![
+        "prompt",
+        "subject",
+        "target_new",
+        "text",
+        "concept",
+        "labels",
+        "ground_truth",
+        "rephrase",
+        "rephrase_prompt",
+        "locality",
+        "portability",
+        "Forgetfulness",
+        "Reasoning",
+    ]);
+    leaf.prop_recursive(5, 40, 6, move |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Value::from),
+            vec((key.clone().prop_map(str::to_owned), inner), 0..8)
+                .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+        ]
+    })
+}
+
 fn as_request(record: &Record) -> Value {
     json!({
         "prompt": record.template, "subject": record.subject, "target_new": record.target_new,
@@ -181,6 +233,30 @@ proptest! {
     }
 
     #[test]
+    fn knowedit_round_trips(expected in record(), passage in any::<bool>(), shape in 0..3_usize) {
+        let [prompt, subject, target_new] =
+            if passage { ["text", "concept", "labels"] } else { ["prompt", "subject", "target_new"] };
+        let value = json!({
+            prompt: expected.template, subject: expected.subject, target_new: expected.target_new,
+            "ground_truth": expected.ground_truth, "rephrase_prompt": expected.rephrase_prompt,
+            "locality": probe_lists(&expected.locality, shape),
+            "portability": probe_lists(&expected.portability, shape),
+        });
+        prop_assert_eq!(&read_one(&value, Format::KnowEdit), &expected);
+        prop_assert_eq!(read_one(&value, Format::Auto), expected);
+    }
+
+    #[test]
+    fn no_json_makes_the_reader_of_knowedit_panic(records in vec(junk(), 0..4)) {
+        let bytes = serde_json::to_vec(&records).unwrap();
+        for format in [Format::Auto, Format::KnowEdit] {
+            let options = ReadOptions { format, on_error: OnError::Skip, ..ReadOptions::default() };
+            let read = parse_records(&bytes, &options).unwrap();
+            prop_assert_eq!(read.records.len() + read.skipped.len(), records.len());
+        }
+    }
+
+    #[test]
     fn the_subject_is_where_the_record_says(read in record()) {
         let found: String =
             read.prompt.chars().skip(read.subject_start).take(read.subject.chars().count()).collect();
@@ -197,7 +273,8 @@ proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in vec(any::<u8>(), 0..200), start in "[\\[{ ]{0,3}") {
         let bytes = [start.as_bytes(), &bytes].concat();
-        for format in [Format::Auto, Format::Requests, Format::CounterFact, Format::Zsre] {
+        for name in Format::NAMES {
+            let format = Format::parse(name).unwrap();
             let options = ReadOptions { format, on_error: OnError::Skip, ..ReadOptions::default() };
             let _ = parse_records(&bytes, &options);
         }

@@ -112,6 +112,138 @@ fn zsre_in_mends_form() {
 }
 
 #[test]
+fn knowedit_of_wiki() {
+    let record = one(
+        r#"[{"subject": "Ann", "prompt": "Ann lives in", "target_new": "Rome",
+        "ground_truth": [["Oslo", "Kristiania"]], "rephrase": "Ann's home is", "cond": 7,
+        "portability": {"Reasoning": [
+            {"prompt": "Ann's mayor is", "ground_truth": [["", "Bo"], ["Cy"]]},
+            {"prompt": ["Ann pays in"], "ground_truth": [[]]}, {"prompt": null}]},
+        "locality": {"Relation_Specificity": [
+            {"prompt": "Ann eats ", "ground_truth": "figs"},
+            {"prompt": " ", "ground_truth": "pears"},
+            {"prompt": "Ann drinks", "ground_truth": [null, "tea"]}], "Forgetfulness": null}}]"#,
+    );
+    assert_eq!(
+        (record.prompt.as_str(), record.subject_start),
+        ("Ann lives in", 0)
+    );
+    assert_eq!(record.target_new, "Rome");
+    assert_eq!(record.ground_truth.as_deref(), Some("Oslo"));
+    assert_eq!(record.rephrase_prompt, ["Ann's home is"]);
+    let hops = vec![
+        probe("Ann's mayor is", Some("Bo")),
+        probe("Ann pays in", None),
+    ];
+    assert_eq!(record.portability, [("Reasoning".to_owned(), hops)]);
+    let near = vec![
+        probe("Ann eats", Some("figs")),
+        probe("Ann drinks", Some("tea")),
+    ];
+    let near = ("Relation_Specificity".to_owned(), near);
+    assert_eq!(
+        record.locality,
+        [near, ("Forgetfulness".to_owned(), vec![])]
+    );
+}
+
+#[test]
+fn knowedit_of_wikibio() {
+    let text = "A page about ann orr. Ann Orr (1801) was";
+    let record = one(&format!(
+        r#"[{{"text": "{text} ", "concept": "ann orr", "labels": "a potter. "}}]"#
+    ));
+    assert_eq!((record.prompt.as_str(), record.subject_start), (text, 13));
+    assert_eq!(
+        (record.subject.as_str(), record.target_new.as_str()),
+        ("ann orr", "a potter.")
+    );
+    let error = message(&format!(
+        r#"[{{"text": "{text}", "concept": "orr_ann", "labels": "x"}}]"#
+    ));
+    assert!(
+        error.starts_with("record 0, field 'concept': subject 'orr_ann' is not in the text 'A p"),
+        "{error}"
+    );
+    let error = message(r#"[{"text": "Ann", "concept": "Ann", "labels": null}]"#);
+    assert_eq!(error, "record 0, field 'labels': must be a text, not null");
+}
+
+#[test]
+fn knowedits_errors_name_the_path_in_the_file() {
+    for (probes, expected) in [
+        ("[7]", "'locality.F[0]': must be an object, not a number"),
+        (
+            "{}",
+            "'locality.F': must be a list of objects that hold 'prompt', not an object",
+        ),
+        (
+            "[{}]",
+            "'locality.F[0].prompt': is missing; add it to the probe",
+        ),
+        (
+            r#"[{"prompt": 7}]"#,
+            "'locality.F[0].prompt': holds a number; give a text",
+        ),
+        (
+            r#"[{"prompt": "a"}, {"prompt": null, "ground_truth": [["b"], [{}]]}]"#,
+            "'locality.F[1].ground_truth': holds an object; give a text, a list of texts or",
+        ),
+        (
+            r#"[{"prompt": "a", "ground_truth": [[["b"]]]}]"#,
+            "'locality.F[0].ground_truth': holds a list; give",
+        ),
+        (
+            r#"[{"prompt": "a", "prompt": "b"}]"#,
+            "'locality.F[0]': is ambiguous or damaged: the key 'prompt' is there twice",
+        ),
+    ] {
+        let record = r#""prompt": "Ann is", "subject": "Ann", "target_new": "x""#;
+        let options = ReadOptions {
+            format: Format::KnowEdit,
+            ..ReadOptions::default()
+        };
+        let text = format!(r#"[{{{record}, "locality": {{"F": {probes}}}}}]"#);
+        let error = read(&text, &options).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn knowedit_is_told_by_its_lists_of_probes() {
+    let record = |sections: &str| {
+        format!(r#"{{"prompt": "Ann is", "subject": "Ann", "target_new": "x"{sections}}}"#)
+    };
+    let plain = record("");
+    let empty = record(r#", "locality": {"k": []}, "portability": {}"#);
+    let lists = record(r#", "portability": {"k": [ {"prompt": "a"}]}"#);
+    let object = record(r#", "locality": {"k": {"prompt": "a"}}"#);
+    let junk = record(r#", "locality": {"k": ["a"]}"#);
+    let zsre = r#"{"src": "Ann?", "subject": "Ann", "alt": "x"}"#.to_owned();
+    // The records of each file, and the number of those that its form cannot read.
+    for (file, bad) in [
+        (vec![&lists, &plain, &empty], vec![]),
+        (vec![&empty, &empty, &lists], vec![]),
+        (vec![&empty, &zsre, &lists], vec![1, 2]),
+        (vec![&plain, &lists], vec![1]),
+        (vec![&empty, &plain, &lists], vec![2]),
+        (vec![&object, &lists], vec![1]),
+        (vec![&empty, &object], vec![]),
+        (vec![&lists, &object], vec![1]),
+        (vec![&junk, &lists], vec![0, 1]),
+    ] {
+        let options = ReadOptions {
+            on_error: OnError::Skip,
+            ..ReadOptions::default()
+        };
+        let file: Vec<&str> = file.into_iter().map(String::as_str).collect();
+        let skipped = read(&file.join("\n"), &options).unwrap().skipped;
+        let numbers: Vec<usize> = skipped.iter().map(|error| error.record).collect();
+        assert_eq!(numbers, bad, "{file:?}");
+    }
+}
+
+#[test]
 fn errors_name_the_record_the_files_field_and_the_cause() {
     let good = r#"{"prompt": "Ann is", "subject": "Ann", "target_new": "x"}"#;
     for (record, expected) in [

@@ -19,6 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
         Format::Requests,
         Format::CounterFact,
         Format::Zsre,
+        Format::KnowEdit,
     ] {
         let options = ReadOptions {
             format,

@@ -71,6 +71,15 @@ fn decode_list<'a>(text: &'a str, field: &str) -> Outcome<Vec<&'a RawValue>> {
         .map_err(|error| FieldError::new(field, format!("is no valid list: {}", cause(&error))))
 }
 
+/// The elements of a list; of anything else, itself.
+fn spread<'a>(json: &'a str, field: &str) -> Outcome<Vec<&'a str>> {
+    if kind(json) != "a list" {
+        return Ok(vec![json]);
+    }
+    let elements = decode_list(json, field)?;
+    Ok(elements.into_iter().map(RawValue::get).collect())
+}
+
 impl<'a> Fields<'a> {
     /// The fields of a record.
     pub(super) fn parse(text: &'a str) -> Outcome<Self> {
@@ -177,22 +186,84 @@ impl<'a> Fields<'a> {
 
     /// An object inside this one; `None` where the field is absent or null.
     pub(super) fn object(&self, name: &str) -> Outcome<Option<Fields<'a>>> {
-        let path = self.path(name);
-        let Some(json) = self.get(name) else {
-            return Ok(None);
-        };
+        self.get(name)
+            .map(|json| Self::inside(json, &self.path(name)))
+            .transpose()
+    }
+
+    /// The fields of an object that is at `path` in the record.
+    fn inside(json: &'a str, path: &str) -> Outcome<Fields<'a>> {
         if kind(json) != "an object" {
             return Err(FieldError::new(
                 path,
                 format!("must be an object, not {}", kind(json)),
             ));
         }
-        let inner =
-            Fields::parse(json).map_err(|error| FieldError::new(path.clone(), error.reason))?;
-        Ok(Some(Fields {
+        let inner = Fields::parse(json).map_err(|error| FieldError::new(path, error.reason))?;
+        Ok(Fields {
             prefix: format!("{path}."),
             entries: inner.entries,
-        }))
+        })
+    }
+
+    /// Every field as a list of objects; empty where it is null.
+    pub(super) fn lists(&self) -> impl Iterator<Item = Outcome<(&str, Vec<Fields<'a>>)>> {
+        self.entries.iter().map(|(key, value)| {
+            let objects = Self::listed(value.get(), &self.path(key))?;
+            Ok((key.as_str(), objects))
+        })
+    }
+
+    fn listed(json: &'a str, path: &str) -> Outcome<Vec<Fields<'a>>> {
+        match kind(json) {
+            "null" => Ok(Vec::new()),
+            "a list" => decode_list(json, path)?
+                .into_iter()
+                .enumerate()
+                .map(|(place, element)| Self::inside(element.get(), &format!("{path}[{place}]")))
+                .collect(),
+            other => Err(FieldError::new(
+                path,
+                format!("must be a list of objects that hold 'prompt', not {other}"),
+            )),
+        }
+    }
+
+    /// Whether a field is a list that begins with an object.
+    pub(super) fn has_objects(&self) -> bool {
+        self.entries.iter().any(|(_, value)| {
+            let inside = value.get().strip_prefix('[').unwrap_or_default();
+            inside.trim_start().starts_with('{')
+        })
+    }
+
+    /// Whether every field is null or an empty list.
+    pub(super) fn is_hollow(&self) -> bool {
+        let mut values = self.entries.iter().map(|(_, value)| value.get());
+        values.all(|json| kind(json) == "null" || is_empty_list(json))
+    }
+
+    /// The first text of a text, of a list of texts, or of a list of such lists; blank ones and
+    /// nulls are passed over.
+    pub(super) fn first_text(&self, name: &str) -> Outcome<Option<String>> {
+        let path = self.path(name);
+        let Some(json) = self.get(name) else {
+            return Ok(None);
+        };
+        let mut texts = Vec::new();
+        for inner in spread(json, &path)? {
+            for element in spread(inner, &path)? {
+                match kind(element) {
+                    "a text" => texts.push(decode_text(element, &path)?),
+                    "null" => {}
+                    other => {
+                        let remedy = "give a text, a list of texts or a list of such lists";
+                        return Err(FieldError::new(path, format!("holds {other}; {remedy}")));
+                    }
+                }
+            }
+        }
+        Ok(texts.into_iter().find(|text| !is_blank(text)))
     }
 
     /// EasyEdit's `{key: {"prompt": …, "ground_truth": …}}`.

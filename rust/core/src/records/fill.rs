@@ -68,8 +68,9 @@ pub(super) fn fill_prompt(
     Err(FieldError::new(
         names.1,
         format!(
-            "subject '{subject}' is not in the prompt '{prompt}'; \
-             write the subject there literally, or '{{}}' in its place"
+            "subject '{subject}' is not in the {} '{prompt}'; \
+             write the subject there literally, or '{{}}' in its place",
+            names.0
         ),
     ))
 }

@@ -5,10 +5,12 @@
 //! | [`Format::Requests`] | `prompt`, `subject`, `target_new` | this package; EasyEdit's requests |
 //! | [`Format::CounterFact`] | `requested_rewrite`, or EasyEdit's flat form | Meng et al., 2022 |
 //! | [`Format::Zsre`] | `src`, `alt` | Mitchell et al., 2022 (MEND) |
+//! | [`Format::KnowEdit`] | lists of probes, or `text`, `concept`, `labels` | Zhang et al., 2024 |
 
 mod counterfact;
 mod fields;
 mod fill;
+mod knowedit;
 mod requests;
 mod source;
 mod zsre;
@@ -40,11 +42,13 @@ pub enum Format {
     CounterFact,
     /// zsRE as MEND has it.
     Zsre,
+    /// `KnowEdit`: Wiki recent and counterfact, zsRE and `WikiBio`.
+    KnowEdit,
 }
 
 impl Format {
     /// The names that [`Format::parse`] knows.
-    pub const NAMES: [&'static str; 4] = ["auto", "requests", "counterfact", "zsre"];
+    pub const NAMES: [&'static str; 5] = ["auto", "requests", "counterfact", "zsre", "knowedit"];
 
     /// Finds a form by its name.
     ///
@@ -56,6 +60,7 @@ impl Format {
             "requests" => Ok(Self::Requests),
             "counterfact" => Ok(Self::CounterFact),
             "zsre" => Ok(Self::Zsre),
+            "knowedit" => Ok(Self::KnowEdit),
             _ => Err(Error::Argument(format!(
                 "unknown format '{name}'; known are {}",
                 Self::NAMES.join(", ")
@@ -259,21 +264,33 @@ pub fn parse_records(
 
 /// The form that the first telling record shows; edit requests where none does.
 fn detect(source: &[RawRecord<'_>]) -> Format {
-    source
+    let mut shown = source
         .iter()
         .filter_map(|raw| Fields::parse(raw.text.as_ref().ok()?).ok())
-        .find_map(|fields| {
-            if fields.has("requested_rewrite") {
-                Some(Format::CounterFact)
-            } else if fields.has("prompt") {
-                Some(Format::Requests)
-            } else if fields.has("src") || fields.has("alt") {
-                Some(Format::Zsre)
-            } else {
-                None
-            }
-        })
-        .unwrap_or(Format::Requests)
+        .filter_map(|fields| shown_by(&fields));
+    match shown.next() {
+        // A request or KnowEdit's: the first record with probes says which.
+        Some(Format::Auto) => shown
+            .find(|&form| form != Format::Auto)
+            .filter(|&form| form == Format::KnowEdit)
+            .unwrap_or(Format::Requests),
+        first => first.unwrap_or(Format::Requests),
+    }
+}
+
+/// The form that a record shows; `Auto` where it can be a request or `KnowEdit`'s.
+fn shown_by(fields: &Fields<'_>) -> Option<Format> {
+    if fields.has("requested_rewrite") {
+        Some(Format::CounterFact)
+    } else if fields.has("prompt") {
+        Some(knowedit::or_requests(fields))
+    } else if fields.has("src") || fields.has("alt") {
+        Some(Format::Zsre)
+    } else if knowedit::is_passage(fields) {
+        Some(Format::KnowEdit)
+    } else {
+        None
+    }
 }
 
 fn parse_record(raw: &RawRecord<'_>, form: Format) -> std::result::Result<Record, RecordError> {
@@ -292,6 +309,7 @@ fn parse_record(raw: &RawRecord<'_>, form: Format) -> std::result::Result<Record
                 Format::Auto | Format::Requests => requests::draft(&fields),
                 Format::CounterFact => counterfact::draft(&fields),
                 Format::Zsre => zsre::draft(&fields),
+                Format::KnowEdit => knowedit::draft(&fields),
             }
         })
         .and_then(|draft| draft.settle(raw.number))
