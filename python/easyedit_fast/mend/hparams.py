@@ -62,6 +62,8 @@ class MENDHyperParams(Hparams):
         inner_params: Names of the edited weights, e.g. ``model.layers.27.mlp.up_proj.weight``.
         edit_lr: What the learned step size of each weight starts from.
         lr_scale: Factor of every step size, as in the code of ROME's baselines.
+        together: How edits share a model: ``sum``, or MALMEN's ``least_squares``.
+        ridge: λ of the latter, in units of the mean squared norm of the tokens' inputs.
         n_hidden: Hidden layers of the network.
         rank: Of the network's weights, at most.
         init: ``id``: each layer adds to what it gets, and adds nothing at first; ``xavier``.
@@ -86,6 +88,8 @@ class MENDHyperParams(Hparams):
     inner_params: list[str] = pydantic.Field(min_length=1)
     edit_lr: Float = 1e-4
     lr_scale: Float = 1.0
+    together: Literal["sum", "least_squares"] = "sum"
+    ridge: PositiveFloat = 0.01
     n_hidden: Annotated[int, pydantic.Field(ge=0, le=64)] = 1
     rank: PositiveInt = 1920
     init: Literal["id", "xavier"] = "id"

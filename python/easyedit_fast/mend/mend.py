@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import warnings
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.errors import (
@@ -26,6 +28,7 @@ from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, t
 from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.modules import edited_modules, network_of, weight_sizes
 from easyedit_fast.mend.shipped import shipped_editor
+from easyedit_fast.mend.together import least_squares, summed
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.limits import (
@@ -49,11 +52,26 @@ _STATES = 16  # of a block, for each token and the widest of its states
 _LOGIT_COPIES = 4  # logits, their float32 copy and log-softmax, and a gradient
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Computed:
+    """What is computed of one request.
+
+    Attributes:
+        updates: Its updates by weight.
+        inputs: By weight, what entered at its tokens, ``[tokens, d_in]``.
+        nll: Mean negative log-likelihood of its target before the edit.
+    """
+
+    updates: dict[str, LowRankUpdate]
+    inputs: dict[str, Tensor]
+    nll: float
+
+
 class Mend:
     """MEND with a trained editor network (Mitchell et al., arXiv 2110.11309).
 
-    A request's update does not depend on the others: edits together are the sum of what each of
-    them would be alone.
+    A request's update does not depend on the others. Edits together are the sum of what each of
+    them would be alone, or its least squares (`mend.together`).
 
     Attributes:
         name: ``mend``.
@@ -150,7 +168,7 @@ class Mend:
 
         Args:
             requests: The requests.
-            isolated: One update a request, or their sum.
+            isolated: One update a request, or one for all of them.
             timings: Gets the phases ``tokenise``, ``gradients`` and ``editor``.
             batch_size: Requests that run together; fewer where memory runs out.
             failures: Requests that are left out, those that fail here among them; None raises the
@@ -164,13 +182,10 @@ class Mend:
         self.network.to(self._model.device)
         failures = Failures() if failures is None else failures
         size = self.requests_at_once(requests) if batch_size == "auto" else batch_size
-        found: dict[int, dict[str, LowRankUpdate]] = {}
-        losses: dict[int, float] = {}
+        found: dict[int, _Computed] = {}
 
         def run(places: Sequence[int]) -> None:
-            updates, nll = self._batch(requests, places, failures, timings)
-            found.update(updates)
-            losses.update(nll)
+            found.update(self._batch(requests, places, failures, timings))
 
         wanted = failures.among(range(len(requests)))
         for places, _ in run_in_batches(wanted, run, max(1, size), refuse=failures.refuse):
@@ -179,9 +194,18 @@ class Mend:
         finished = failures.among(range(len(requests)))
         own = [found[place] for place in finished]
         details = [
-            {} if place in failures else {"nll": losses[place]} for place in range(len(requests))
+            {} if place in failures else {"nll": found[place].nll} for place in range(len(requests))
         ]
-        return ComputedUpdates(own if isolated or not own else [_joined(own)], details)
+        with timings.phase("editor"):
+            updates = [one.updates for one in own] if isolated or not own else [self._joined(own)]
+        return ComputedUpdates(updates, details)
+
+    def _joined(self, own: Sequence[_Computed]) -> dict[str, LowRankUpdate]:
+        """One update for several requests."""
+        edits = [one.updates for one in own]
+        if len(own) > 1 and self.hparams.together == "least_squares":
+            return least_squares(edits, [one.inputs for one in own], self.hparams.ridge)
+        return summed(edits)
 
     def _batch(
         self,
@@ -189,14 +213,14 @@ class Mend:
         places: Sequence[int],
         failures: Failures,
         timings: Timings,
-    ) -> tuple[dict[int, dict[str, LowRankUpdate]], dict[int, float]]:
-        """Updates and losses of the requests at some places, but for those that fail."""
+    ) -> dict[int, _Computed]:
+        """What is computed of the requests at some places, but for those that fail."""
         with timings.phase("tokenise"):
             fitting, rows = failures.made_of_others(
                 places, lambda fitting: self._rows([requests[place] for place in fitting])
             )
         if rows is None:
-            return {}, {}
+            return {}
         with timings.phase("gradients"):
             run = functools.partial(model_logits, self._model, rows)
             gradients = token_factors(run, self._modules, rows)
@@ -204,19 +228,25 @@ class Mend:
         with timings.phase("editor"), torch.no_grad():
             factors = self.network(gradients.factors)
             split = {
-                name: [side.split(gradients.tokens[name]) for side in pair]
+                name: [
+                    side.split(gradients.tokens[name])
+                    for side in (*pair, gradients.factors[name][0])
+                ]
                 for name, pair in factors.items()
             }
-            updates: dict[int, dict[str, LowRankUpdate]] = {}
+            losses = gradients.losses.tolist()
+            made: dict[int, _Computed] = {}
             for number, place in enumerate(fitting):
                 if place in failures:
                     continue
                 with failures.catching(fitting), _naming(number):
-                    updates[place] = {
+                    updates = {
                         name: LowRankUpdate(delta[number].T, x[number], self._layouts[name])
-                        for name, (x, delta) in split.items()
+                        for name, (x, delta, _) in split.items()
                     }
-        return updates, dict(zip(fitting, gradients.losses.tolist(), strict=True))
+                    inputs = {name: own[number] for name, (_, _, own) in split.items()}
+                    made[place] = _Computed(updates, inputs, losses[number])
+        return made
 
     def _rows(self, requests: Sequence[EditRequest]) -> TargetRows:
         tokenizer = RequestTokenizer.from_transformers(self._tokenizer)
@@ -318,15 +348,3 @@ def _naming(number: int) -> Iterator[None]:
         yield
     except NonFiniteError as error:
         raise error.at(number) from error
-
-
-def _joined(edits: Sequence[Mapping[str, LowRankUpdate]]) -> dict[str, LowRankUpdate]:
-    """The sum of edits, still factored."""
-    return {
-        name: LowRankUpdate(
-            torch.cat([edit[name].output_factor for edit in edits], dim=1),
-            torch.cat([edit[name].input_factor for edit in edits], dim=0),
-            edits[0][name].weight_layout,
-        )
-        for name in edits[0]
-    }
