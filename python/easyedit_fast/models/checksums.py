@@ -22,8 +22,15 @@ def weight_checksum(parameter: torch.Tensor) -> str:
         parameter: float32, bfloat16 or float16, of any shape; a vector is one row.
     """
     bits = bits_of(parameter)
-    rows = (bits if bits.dim() > 1 else bits[None]).flatten(1).split(_ROWS_AT_ONCE)
-    sums = torch.cat([block.sum(dim=1, dtype=torch.int64) for block in rows])
+    rows = (bits if bits.dim() > 1 else bits[None]).flatten(1).contiguous()
+    together = torch.int64.itemsize // bits.element_size()
+    if rows.shape[1] % together == 0:
+        # Several patterns are one integer; sums that overflow wrap round, and stay exact so.
+        aligned = rows if rows.storage_offset() % together == 0 else rows.clone()
+        sums = aligned.view(torch.int64).sum(dim=1)
+    else:
+        blocks = rows.split(_ROWS_AT_ONCE)
+        sums = torch.cat([block.sum(dim=1, dtype=torch.int64) for block in blocks])
     return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()
 
 
