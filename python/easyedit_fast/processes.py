@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import datetime as dt
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from easyedit_fast.errors import EasyEditFastError
+
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 _Told = TypeVar("_Told")
+_PATIENCE = dt.timedelta(days=1)
+"""How long a process waits for another, which may be preparing data for all."""
 
 
 def rank_and_ranks() -> tuple[int, int]:
@@ -67,14 +71,34 @@ def first_tells(value: _Told) -> _Told:
     return told[0]
 
 
-@contextlib.contextmanager
-def first_of_machine_first() -> Iterator[None]:
-    """Lets the first process of each machine through a ``with`` block before the others."""
+def is_first_of_machine() -> bool:
+    """Whether this process is the first one on its machine."""
+    return rank_and_ranks()[1] == 1 or bool(_state().is_local_main_process)
+
+
+def together(act: Callable[[], _Told]) -> _Told:
+    """What an action gives in this process; where it fails in one process it fails in all.
+
+    So no process waits for one that has ended.
+
+    Raises:
+        EasyEditFastError: It failed in another process; that one raises its own error.
+    """
     if rank_and_ranks()[1] == 1:
-        yield
-        return
-    with _state().local_main_process_first():
-        yield
+        return act()
+    failure: Exception | None = None
+    try:
+        done = act()
+    except Exception as error:  # noqa: BLE001  raised below, when the others know of it
+        failure = error
+    told: list[str | None] = [None] * rank_and_ranks()[1]
+    torch.distributed.all_gather_object(told, None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    for rank, text in enumerate(told):
+        if text is not None:
+            raise EasyEditFastError(f"process {rank} failed: {text}")
+    return done
 
 
 def wait_for_all() -> None:
@@ -87,4 +111,4 @@ def _state() -> PartialState:
     from accelerate import PartialState
 
     # Without a GPU it must be told so, or it takes each process for the only one.
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)

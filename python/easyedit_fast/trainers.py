@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyedit_fast.errors import RequestError
 from easyedit_fast.methods import trainee_factory
 from easyedit_fast.models.loading import check_tokenizer
+from easyedit_fast.requests import Requests, request_list
 from easyedit_fast.training.loop import TrainingProgress, TrainingResult, train
 from easyedit_fast.version import installed_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from easyedit_fast.hparams import Hparams
     from easyedit_fast.models.architectures import Architecture
-    from easyedit_fast.requests import EditRequest
 
 
 def train_editor(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    requests: Sequence[EditRequest],
-    validation: Sequence[EditRequest],
+    requests: Requests,
+    validation: Requests,
     folder: str | os.PathLike[str],
     *,
     method: str = "mend",
@@ -36,6 +33,7 @@ def train_editor(
     cache_folder: str | os.PathLike[str] | None = None,
     about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    name_of: Callable[[int], str] = str,
     progress: TrainingProgress | None = None,
     cache_progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainingResult:
@@ -46,7 +44,7 @@ def train_editor(
     Args:
         model: The model.
         tokenizer: Its (fast) tokenizer.
-        requests: Records to learn from. Each needs a locality prompt.
+        requests: Records to learn from, as `Editor.edit` takes them. Each needs a locality prompt.
         validation: Other records, which say when the editor is best.
         folder: The run's folder; ``editor.safetensors`` in it is the best editor so far.
         method: ``mend``.
@@ -56,6 +54,7 @@ def train_editor(
         cache_folder: Where the trunk of the prompts is kept; None: in the user's cache.
         about: What the editor's card shall say beside the rest, e.g. the names of the data.
         overwrite: Begin anew where the folder holds another run.
+        name_of: Names a record by its place, for messages that name several.
         progress: Told after each iteration.
         cache_progress: Told while the trunk is made.
 
@@ -66,15 +65,13 @@ def train_editor(
         NonFiniteError: A loss or a gradient is NaN or infinite; the last checkpoint is kept.
         DataFileError: The folder holds another run, is in use, or holds a damaged file.
     """
-    for records, what in ((requests, "to learn from"), (validation, "for the validations")):
-        if not records:
-            raise RequestError(f"there are no records {what}; give some")
+    learned, checked = request_list(requests), request_list(validation)
     check_tokenizer(model, tokenizer)
     trainee, resolved = trainee_factory(method)(
         model,
         tokenizer,
-        requests,
-        validation,
+        learned,
+        checked,
         hparams=hparams,
         architecture=architecture,
         cache_folder=None if cache_folder is None else Path(cache_folder),
@@ -82,8 +79,8 @@ def train_editor(
     )
     card = {
         "model": str(getattr(model, "name_or_path", "")),
-        "records": len(requests),
-        "validation_records": len(validation),
+        "records": len(learned),
+        "validation_records": len(checked),
         "versions": installed_versions(),
         **(about or {}),
     }
@@ -93,5 +90,6 @@ def train_editor(
         Path(folder),
         about=card,
         overwrite=overwrite,
+        name_of=name_of,
         progress=progress,
     )

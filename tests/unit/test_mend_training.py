@@ -12,8 +12,7 @@ import torch
 
 from easyedit_fast import Editor, EditRequest
 from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, RequestError
-from easyedit_fast.mend.hparams import MENDTrainingHparams
-from easyedit_fast.mend.training import MendTrainee, mend_trainee
+from easyedit_fast.mend.training import MendTrainee, _locality_sums, mend_trainee
 from easyedit_fast.trainers import train_editor
 
 INNER = [
@@ -218,20 +217,10 @@ def test_what_cannot_be_trained_on(demo_model: Any, folder: Path) -> None:
         trainee(demo_model, folder, inner_params=["lm_head.weight"])
     with pytest.raises(HparamsError, match="rome needs no training"):
         train_editor(model, tokenizer, requests(), requests(), folder, method="rome")
-    with pytest.raises(RequestError, match="no records for the validations"):
+    with pytest.raises(RequestError, match="there is no request"):
         train_editor(model, tokenizer, requests(), [], folder)
-
-    class HalfPrecision:
-        dtype = torch.float16
-
-    with pytest.raises(ModelError, match="gradients vanish in float16"):
-        MendTrainee(
-            HalfPrecision(),
-            tokenizer,
-            [],
-            [],
-            MENDTrainingHparams(**HPARAMS),  # type: ignore[arg-type]
-        )
+    with pytest.raises(ModelError, match="the hyperparameters say 'half'"):
+        trainee(demo_model, folder, half=True)
 
 
 def test_locality_without_an_answer(demo_model: Any, folder: Path) -> None:
@@ -247,10 +236,35 @@ def test_locality_without_an_answer(demo_model: Any, folder: Path) -> None:
         trainee(demo_model, folder, records, loc_tokens="answer")
 
 
-def test_a_loss_that_is_not_finite_names_its_record(demo_model: Any, folder: Path) -> None:
-    learner = trainee(demo_model, folder, n_edits=1)
+@pytest.mark.parametrize("row", [0, 2])
+def test_what_is_not_finite_names_its_record(demo_model: Any, folder: Path, row: int) -> None:
+    """The very record, though others share its model; the running moments stay finite."""
+    learner = trainee(demo_model, folder, n_edits=4, vary_n_edits=False)
     learner.step(learner.prepare(0, [0, 1, 2, 3]))
-    batch = learner.prepare(0, [5, 2, 0, 1])
-    batch.locality.rows.tail.entering[2] = torch.nan
-    with pytest.raises(NonFiniteError, match="record 0: the loss is NaN"):
+    places = [5, 2, 0, 1]
+    batch = learner.prepare(0, places)
+    batch.edits.tail.entering[row] = torch.nan
+    with pytest.raises(NonFiniteError, match=f"record {places[row]}: its activations"):
         learner.step(batch)
+    batch = learner.prepare(0, places)
+    batch.locality.rows.tail.entering[row] = torch.nan
+    with pytest.raises(NonFiniteError, match=f"record {places[row]}: its activations"):
+        learner.step(batch)
+    assert all(tensor.isfinite().all() for tensor in learner.network.state_dict().values())
+
+
+def test_locality_that_was_not_asked_alike_is_told(demo_model: Any, folder: Path) -> None:
+    locality = trainee(demo_model, folder)._validation.locality([0, 1], "all")
+    after = locality.base_logits()
+    sums = _locality_sums(locality, after)
+    assert sums["pre.n"] == sums["post.n"] == sums["same"] == 2
+    with pytest.raises(ModelError, match=r"tokens shall stay, and the unedited model was asked"):
+        _locality_sums(locality, after[:-1])
+
+
+def test_one_token_is_enough_to_begin_with(demo_model: Any, folder: Path) -> None:
+    """In the last block only predicting tokens count, and a target may be of one token."""
+    inner = ["model.layers.29.mlp.down_proj.weight"]
+    learner = trainee(demo_model, folder, inner_params=inner, batch_size=1, n_edits=1)
+    loss, _ = learner.step(learner.prepare(0, [0]))
+    assert loss.isfinite()

@@ -25,6 +25,8 @@ EDITOR = TensorFile("linear map", written_by="a test")
 class LinearMap:
     """Learns a linear map from examples of it."""
 
+    validation_values = ("loss/total_edit_val", "edit/acc_val")
+
     def __init__(self, records: int = 12, bad: int | None = None, stops_learning: bool = False):
         generator = torch.Generator().manual_seed(0)
         self.records = records
@@ -110,8 +112,7 @@ def test_a_run_that_ended_goes_on_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         run(parted, trainee, accumulate_bs=accumulate)
     again = run(parted, accumulate_bs=accumulate)
-    assert again.resumed <= ends_in
-    assert ends_in < 4 or again.resumed >= ends_in - 2
+    assert ends_in - 1 <= again.resumed + accumulate <= ends_in + 2
     assert str(again.values) == str(result.values), "one of them is NaN"
     for name in ("editor.safetensors", "checkpoint.safetensors"):
         one, other = load_file(whole / name), load_file(parted / name)
@@ -133,7 +134,9 @@ def test_the_best_is_kept_and_training_ends(tmp_path: Path) -> None:
     trainee = LinearMap(stops_learning=True)
     result = run(tmp_path, trainee, early_stop_patience=9)
     assert result.best_iteration == 12
-    assert result.iterations == 21, "the patience counts iterations from the best"
+    assert result.iterations == 24, "looked at after validations, the first of them after 9 more"
+    again = run(tmp_path, LinearMap(stops_learning=True), early_stop_patience=9)
+    assert again.resumed == again.iterations == 24
     _, card = EDITOR.read(result.editor)
     assert card["iterations"] == 12
     assert card["model"] == "none"
@@ -172,17 +175,68 @@ def test_tensorboard_reads_the_same(tmp_path: Path) -> None:
 def test_nan_names_the_record_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     order = BatchOrder(12, 4, 0)
     late = next(p for p in range(12) if all(p not in order.places(i) for i in range(2)))
-    with pytest.raises(NonFiniteError, match=rf"record {late}: .*iteration 3: .*checkpoint"):
+    with pytest.raises(
+        NonFiniteError, match=rf"record {late}: .*iteration 3: .*checkpoint.*--overwrite"
+    ):
         run(tmp_path, LinearMap(bad=late))
-    assert (tmp_path / "checkpoint.safetensors").is_file()
-    assert load_file(tmp_path / "checkpoint.safetensors")["trained.weight"].isfinite().all()
+    run(tmp_path / "short", max_iters=2, val_interval=2)
+    kept, short = (
+        load_file(folder / "checkpoint.safetensors") for folder in (tmp_path, tmp_path / "short")
+    )
+    assert torch.equal(kept["trained.weight"], short["trained.weight"])
 
 
-def test_an_infinite_gradient_stops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_infinite_gradient_stops(tmp_path: Path, accumulate: int) -> None:
+    """All records that it may be of are named."""
+    trainee, order = LinearMap(), BatchOrder(12, 4, 0)
+    late = next(p for p in range(12) if all(p not in order.places(i) for i in range(2)))
+    trainee.inputs[late] = 1e30
+    batches = [2] if accumulate == 1 else [2, 3]
+    names = sorted({place for i in batches for place in order.places(i)})
+    with pytest.raises(NonFiniteError, match=rf"iteration {batches[-1] + 1}:.*finite: ") as caught:
+        run(tmp_path, trainee, accumulate_bs=accumulate)
+    assert ", ".join(map(str, names)) in str(caught.value)
+
+
+def test_a_checkpoint_before_the_first_line_of_the_log_counts(tmp_path: Path) -> None:
+    keys = {"log_interval": 100, "val_interval": 24}
     trainee = LinearMap()
-    trainee.inputs[5] = 1e30
-    with pytest.raises(NonFiniteError, match=r"gradient of the batch of records .*5"):
+    trainee.die_in = 20
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, trainee, **keys)
+    assert run(tmp_path, **keys).resumed == 20
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
+    run(tmp_path / "other", max_iters=6)
+    trainee = LinearMap()
+    trainee.die_in = 1
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "own", trainee)
+    name = "checkpoint.safetensors"
+    (tmp_path / "own" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    assert run(tmp_path / "own").resumed == 0
+
+
+@pytest.mark.parametrize("name", ["editor.safetensors", "checkpoint.safetensors"])
+def test_files_that_are_there_are_kept(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DataFileError, match=f"{name} is there and belongs to no run"):
+        run(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_what_an_error_advises_can_be_done(tmp_path: Path) -> None:
+    """In the same folder, where nothing was done in it yet."""
+    with pytest.raises(HparamsError, match="batch_size=12"):
+        run(tmp_path, batch_size=13)
+    trainee = LinearMap()
+    trainee.die_in = 0
+    with pytest.raises(KeyboardInterrupt):
         run(tmp_path, trainee)
+    result = train(LinearMap(13), TrainingHparams(**KEYS), tmp_path, about={})
+    assert result.resumed == 0
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
@@ -207,6 +261,11 @@ def test_a_damaged_checkpoint_is_told_of(tmp_path: Path) -> None:
 def test_too_few_records() -> None:
     with pytest.raises(HparamsError, match="3 records for batches of 4"):
         BatchOrder(3, 4, 0)
+
+
+def test_a_key_without_a_value(tmp_path: Path) -> None:
+    with pytest.raises(HparamsError, match="first validation gave nan for 'edit/acc_val'"):
+        run(tmp_path, early_stop_key="edit/acc_val")
 
 
 def test_a_key_that_is_no_value(tmp_path: Path) -> None:

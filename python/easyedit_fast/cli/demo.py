@@ -111,18 +111,23 @@ def demo(
     requests = [EditRequest.from_dict(fact) for fact in _FACTS]
     loaded, tokenizer = load_model(model, device=device)
     shown: list[_Shown] = []
+    left_out: dict[str, str] = {}
     for method in _METHODS:
         try:
             editor = Editor(loaded, tokenizer, method=method)
         except HparamsError as error:
-            if not json:
-                print_line(f"{method} is left out: {error}")
+            if method != "mend":
+                raise
+            left_out[method] = str(error)
             continue
         shown.append(_edited(editor, method, requests))
         if not json:
             _print(model, requests, shown[-1])
     if json:
-        print_json(_report(model, requests, shown))
+        print_json({**_report(model, requests, shown), "left_out": left_out})
+    else:
+        for method, reason in left_out.items():
+            print_line(f"{method} is left out: {reason}")
 
 
 def _edited(editor: Editor, method: str, requests: list[EditRequest]) -> _Shown:

@@ -92,7 +92,7 @@ def train(
         dtype = "bfloat16"
     name = model or keys.get("model_name") or "demo"
     folder = out or Path(
-        keys.get("results_dir", "./results"), "models", method.upper(), Path(name).name
+        keys.get("results_dir") or "./results", "models", method.upper(), Path(name).name
     )
     how = {"skip_bad": skip_bad, "tell": not json}
     requests, validated = _split(_numbered(file, **how), _numbered(validation or [], **how))
@@ -117,6 +117,7 @@ def train(
                     "validation_data": [Path(name).name for name in validation or []],
                 },
                 overwrite=overwrite,
+                name_of=lambda place: str(requests[place]),
                 progress=progress,
                 cache_progress=cache_progress,
             )
@@ -142,6 +143,9 @@ class _Numbered:
     request: EditRequest
     path: Path
     number: int
+
+    def __str__(self) -> str:
+        return f"record {self.number} of {self.path.name}"
 
 
 def _numbered(files: list[str], **how: bool) -> list[_Numbered]:

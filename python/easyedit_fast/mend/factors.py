@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -70,12 +70,19 @@ class TokenFactors:
         tokens: By weight, how many of the tokens are each row's; rows follow each other.
         losses: ``[rows]`` float32, mean negative log-likelihood of each row's target.
         inputs_finite: ``[rows]``, whether every x of a row is finite.
+        deltas_finite: ``[rows]``, whether every δ is.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
     tokens: dict[str, list[int]]
     losses: Tensor
     inputs_finite: Tensor
+    deltas_finite: Tensor
+
+    @property
+    def finite(self) -> Tensor:
+        """``[rows]``, whether all of a row is finite."""
+        return self.inputs_finite & self.deltas_finite & self.losses.isfinite()
 
 
 def model_logits(model: PreTrainedModel, rows: TargetRows) -> Tensor:
@@ -145,9 +152,8 @@ def token_factors(
         },
         dict(zip(pairs, taken.sum(dim=2).tolist(), strict=True)),
         losses.detach(),
-        torch.stack(
-            [x.isfinite().flatten(1).all(1).to(losses.device) for x, _ in pairs.values()]
-        ).all(dim=0),
+        _finite([x for x, _ in pairs.values()], losses.device),
+        _finite([delta for _, delta in pairs.values()], losses.device),
     )
 
 
@@ -189,6 +195,12 @@ def _require_all_tokens(
             raise ModelError(
                 f"{name!r} does not run over all tokens of a text; leave it out of inner_params"
             )
+
+
+def _finite(states: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Whether all of each row's ``[rows, t, d]`` is finite, ``[rows]``."""
+    rows = [one.isfinite().flatten(1).all(1).to(device) for one in states]
+    return torch.stack(rows).all(dim=0)
 
 
 def _count(x: Tensor, delta: Tensor) -> Tensor:

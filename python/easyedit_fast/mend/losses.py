@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,7 @@ def outer_losses(
     groups: Sequence[int],
     *,
     mean_over: Literal["row", "batch"] = "row",
+    check: Callable[[Tensor], None] = lambda _: None,
 ) -> OuterLosses:
     """Edits the model in groups of records, and looks at what became of each record's prompts.
 
@@ -92,11 +93,13 @@ def outer_losses(
         base_logits: ``[tokens, vocabulary]``, the unedited model's there, row by row.
         groups: The group of each record, from 0: records of a group are edited together.
         mean_over: As for `token_factors`.
+        check: Called with ``[rows]`` bool, whether all is finite that the network gets of each
+            record, before it gets it.
     """
     gradients = token_factors(edits.target_logits, modules, edits.rows, mean_over=mean_over)
+    check(gradients.finite)
     factors = network(gradients.factors)
-    group = torch.tensor(groups, device=gradients.losses.device)
-    with edited_in_groups(modules, factors, gradients.tokens, group):
+    with edited_in_groups(modules, factors, gradients.tokens, groups):
         hidden = [
             targets.hidden_states(targets.rows.labels != -100),
             locality.hidden_states(reads),
@@ -142,8 +145,8 @@ class _Losses(torch.autograd.Function):
         gradient = torch.empty_like(logits)
         log_q = logits[:tokens].float().log_softmax(-1)
         nll = nn.functional.nll_loss(log_q, labels)
-        wanted = nn.functional.one_hot(labels, logits.shape[-1])
-        gradient[:tokens] = log_q.exp_().sub_(wanted)
+        gradient[:tokens] = log_q.exp_()
+        gradient[torch.arange(tokens, device=labels.device), labels] -= 1
         total = torch.zeros((), device=logits.device)
         places = (part.split(_ROWS_AT_ONCE) for part in (base_logits, logits[tokens:]))
         for base, other, own in zip(*places, gradient[tokens:].split(_ROWS_AT_ONCE), strict=True):
@@ -169,7 +172,7 @@ def edited_in_groups(
     modules: Mapping[str, nn.Module],
     factors: Mapping[str, tuple[Tensor, Tensor]],
     tokens: Mapping[str, Sequence[int]],
-    group: Tensor,
+    groups: Sequence[int],
 ) -> Iterator[None]:
     """Adds to each row's weights the sum of its group's updates.
 
@@ -177,14 +180,22 @@ def edited_in_groups(
         modules: The modules of the edited weights.
         factors: By weight, x̃ ``[tokens, d_in]`` and δ̃ ``[tokens, d_out]`` of all records.
         tokens: By weight, how many of the tokens are each record's.
-        group: ``[records]``, the group of each record and of the row that is run of it.
+        groups: The group of each record and of the row that is run of it, from 0 in order.
     """
+    members = [
+        [place for place, own in enumerate(groups) if own == group]
+        for group in range(max(groups) + 1)
+    ]
     with contextlib.ExitStack() as stack:
         for name, module in modules.items():
-            owner = group.repeat_interleave(torch.tensor(tokens[name], device=group.device))
             x, delta = (
-                pad_sequence([side[owner == n] for n in range(int(group.max()) + 1)], True)[group]
+                _by_group(side.split(list(tokens[name])), members)[list(groups)]
                 for side in factors[name]
             )
             stack.enter_context(row_updates(module, delta.mT, x))
         yield
+
+
+def _by_group(parts: Sequence[Tensor], members: Sequence[Sequence[int]]) -> Tensor:
+    """The rows of each group's records, ``[groups, rows, d]``, zeros after the last."""
+    return pad_sequence([torch.cat([parts[place] for place in own]) for own in members], True)

@@ -58,7 +58,8 @@ class _Computed:
 
     Attributes:
         updates: Its updates by weight.
-        inputs: By weight, what entered at its tokens, ``[tokens, d_in]``.
+        inputs: By weight, what entered at its tokens, ``[tokens, d_in]``; empty where it is not
+            needed.
         nll: Mean negative log-likelihood of its target before the edit.
     """
 
@@ -109,7 +110,9 @@ class Mend:
         """
         self.architecture = architecture or architecture_of(model)
         fingerprint = model_fingerprint(model, self.architecture)
-        self.hparams, editor = resolve_mend_hparams(hparams, shipped_editor(fingerprint))
+        self.hparams, editor = resolve_mend_hparams(
+            hparams, functools.partial(shipped_editor, fingerprint)
+        )
         _warn_of_another_model(self.hparams, editor, fingerprint)
         self._archive_sha256 = digest(Path(str(self.hparams.archive)))
         self._model = model
@@ -183,9 +186,10 @@ class Mend:
         failures = Failures() if failures is None else failures
         size = self.requests_at_once(requests) if batch_size == "auto" else batch_size
         found: dict[int, _Computed] = {}
+        keep_inputs = not isolated and self.hparams.together == "least_squares"
 
         def run(places: Sequence[int]) -> None:
-            found.update(self._batch(requests, places, failures, timings))
+            found.update(self._batch(requests, places, failures, timings, keep_inputs))
 
         wanted = failures.among(range(len(requests)))
         for places, _ in run_in_batches(wanted, run, max(1, size), refuse=failures.refuse):
@@ -213,6 +217,7 @@ class Mend:
         places: Sequence[int],
         failures: Failures,
         timings: Timings,
+        keep_inputs: bool,
     ) -> dict[int, _Computed]:
         """What is computed of the requests at some places, but for those that fail."""
         with timings.phase("tokenise"):
@@ -245,7 +250,8 @@ class Mend:
                         for name, (x, delta, _) in split.items()
                     }
                     inputs = {name: own[number] for name, (_, _, own) in split.items()}
-                    made[place] = _Computed(updates, inputs, losses[number])
+                    kept = inputs if keep_inputs else {}
+                    made[place] = _Computed(updates, kept, losses[number])
         return made
 
     def _rows(self, requests: Sequence[EditRequest]) -> TargetRows:
@@ -271,13 +277,13 @@ class Mend:
 
 def resolve_mend_hparams(
     hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None,
-    shipped: Path | None = None,
+    shipped: Callable[[], Path | None] = lambda: None,
 ) -> tuple[MENDHyperParams, EditorFile]:
     """The hyperparameters, from whatever form the user gave them in, and the editor they name.
 
     Args:
         hparams: The hyperparameters.
-        shipped: The editor that is taken where they name none.
+        shipped: Gives the editor that is taken where they name none.
 
     Raises:
         HparamsError: No editor is named, or a value cannot be used.
@@ -307,9 +313,9 @@ def resolve_mend_hparams(
     return resolved.came_from(f"{archive}; {source}"), editor
 
 
-def _archive(path: object, shipped: Path | None) -> Path:
-    if path is None and shipped is not None:
-        return shipped
+def _archive(path: object, shipped: Callable[[], Path | None]) -> Path:
+    if path is None:
+        path = shipped()
     if not isinstance(path, (str, os.PathLike)):
         raise HparamsError(
             "MEND needs a trained editor, and none for this model comes with the package; name the "

@@ -182,7 +182,7 @@ class GradientTransform(nn.Module):
                 squares = squares + own_squares + step.square() * known * share
                 mean = mean + step * share
                 known += tokens
-            deviation = (squares / (known - 1)).sqrt()
+            deviation = (squares / max(1, known - 1)).sqrt()  # of one token: 0, as its distance
             normalised.append((own - mean) / (deviation + _EPSILON))
         getattr(self, f"{name}_mean").copy_(mean)
         getattr(self, f"{name}_s").copy_(squares)

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from easyedit_fast.errors import NonFiniteError
 from easyedit_fast.updates import LowRankUpdate
 
 Updates = Mapping[str, LowRankUpdate]
@@ -70,12 +71,16 @@ def _solved(
     keys = torch.cat([own.double() for own in inputs])
     tokens, size = keys.shape
     penalty = ridge * keys.square().sum() / tokens
-    if tokens <= size:
-        system = keys @ keys.T
-        system.diagonal().add_(penalty)
-        output, input_ = moves, torch.linalg.solve(system, keys)
+    few = tokens <= size
+    system = keys @ keys.T if few else keys.T @ keys
+    system.diagonal().add_(penalty)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if failed:
+        raise NonFiniteError(
+            f"the edits' tokens are too much alike, or not finite, for ridge {ridge:g}; raise it"
+        )
+    if few:
+        output, input_ = moves, torch.cholesky_solve(keys, factor)
     else:
-        system = keys.T @ keys
-        system.diagonal().add_(penalty)
-        output, input_ = moves @ keys.float(), torch.linalg.inv(system)
+        output, input_ = moves @ keys.float(), torch.cholesky_inverse(factor)
     return LowRankUpdate(output, input_.float(), updates[0].weight_layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -14,10 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, RecordError
+from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.mend.editor_files import EditorFile, read_editor, write_editor
+from easyedit_fast.mend.factors import token_factors
 from easyedit_fast.mend.hparams import MENDTrainingHparams
-from easyedit_fast.mend.losses import OuterLosses, TailRows, outer_losses
+from easyedit_fast.mend.losses import (
+    OuterLosses,
+    TailRows,
+    edited_in_groups,
+    nll_and_divergence,
+    outer_losses,
+)
 from easyedit_fast.mend.modules import (
     edited_modules,
     layer_of,
@@ -29,7 +38,7 @@ from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.mend.training_rows import CacheProgress, LocalityRows, TrainingRows
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.processes import rank_and_ranks, sum_over_ranks
+from easyedit_fast.processes import gathered, rank_and_ranks, sum_over_ranks
 from easyedit_fast.training.batches import draws
 from easyedit_fast.training.loop import VALIDATION
 
@@ -118,7 +127,20 @@ class MendTrainee:
         hparams: The hyperparameters.
         network: The editor network.
         records: Records to learn from.
+        validation_values: Names of what a validation gives.
     """
+
+    validation_values = (
+        *(f"{name}/{part}_val" for name in ("edit", "rephrase") for part in ("acc", "log_prob")),
+        *(
+            f"{name}/{when}_val"
+            for when in ("pre", "post")
+            for name in ("acc", "nll", "perplexity", "n_tokens")
+        ),
+        "locality/acc_val",
+        *(f"loss/{name}_val" for name in ("edit", "loc", "total_edit", "total")),
+        "time/edit_val",
+    )
 
     def __init__(
         self,
@@ -151,11 +173,9 @@ class MendTrainee:
             HparamsError: A weight is none, or processes and edits do not fit.
             NonFiniteError: A record's hidden states are not finite.
         """
-        if model.dtype == torch.float16:
-            raise ModelError(
-                "gradients vanish in float16; load the model in bfloat16 or float32 (--dtype)"
-            )
+        _require_usable(model, hparams)
         self.hparams = hparams
+        self._require_a_model_each()
         self._model = model
         self._architecture = architecture or architecture_of(model)
         self._modules, layouts = edited_modules(model, hparams.inner_params)
@@ -177,7 +197,6 @@ class MendTrainee:
             raise error.at(error.record or 0, among=VALIDATION) from error
         self.records = self._rows.records
         self._fingerprint = model_fingerprint(model, self._architecture)
-        self._require_a_model_each()
 
     def _first_network(self, sizes: Mapping[str, tuple[int, int]]) -> EditorNetwork:
         """The network that training begins with."""
@@ -197,19 +216,24 @@ class MendTrainee:
 
     def description(self) -> dict[str, Any]:
         """All that a run depends on, as plain JSON values."""
-        trunks = (
-            dict(trunk.key)
+        data = [
+            {
+                "targets": dict(rows.target_trunk.key),
+                "locality": dict(rows.locality_trunk.key),
+                "labels": rows.digest(),
+            }
             for rows in (self._rows, self._validation)
-            for trunk in (rows.target_trunk, rows.locality_trunk)
-        )
+        ]
         hparams = self.hparams.to_dict()
         for name in ("results_dir", "device", "model_name", "model_parallel"):
             hparams.pop(name)
+        archive = self.hparams.archive
         return {
             "method": "mend",
             "hparams": hparams,
             "model": self._fingerprint,
-            "data": list(trunks),
+            "data": data,
+            "archive_sha256": None if archive is None else digest(Path(archive)),
         }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -271,7 +295,7 @@ class MendTrainee:
         """
         self.network.train()
         losses = self._losses(batch)
-        self._require_finite(batch, losses)
+        self._require_finite_losses(batch, losses)
         edit = losses.edit * batch.edit_share
         locality = losses.locality * batch.locality_share
         total = self.hparams.cedit * edit + self.hparams.cloc * locality
@@ -297,16 +321,15 @@ class MendTrainee:
             batch.locality.reads,
             batch.locality.base_logits(),
             batch.groups,
+            check=functools.partial(_require_finite, batch.places),
         )
 
-    def _require_finite(self, batch: _Batch, losses: OuterLosses) -> None:
+    def _require_finite_losses(self, batch: _Batch, losses: OuterLosses) -> None:
         """Names the record whose loss is NaN or infinite.
 
         Raises:
-            NonFiniteError: There is one.
+            NonFiniteError: There is one, in any process.
         """
-        if bool((losses.edit + losses.locality).isfinite()):
-            return
         rows = len(batch.places)
         fine = losses.inner.isfinite()
         for logits, reads in (
@@ -315,10 +338,7 @@ class MendTrainee:
         ):
             bad = reads.nonzero()[:, 0][~logits.isfinite().all(-1)]
             fine &= torch.bincount(bad, minlength=rows) == 0
-        record = next(
-            (p for p, ok in zip(batch.places, fine.tolist(), strict=True) if not ok), None
-        )
-        raise NonFiniteError("the loss is NaN or infinite", record=record)
+        _require_finite(batch.places, fine)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -348,27 +368,24 @@ class MendTrainee:
         """Sums over some of the records."""
         rows = self._validation
         edits = rows.targets(places)
+        asked = {"edit": edits, "rephrase": rows.targets([rows.rephrases[p][0] for p in places])}
         locality = rows.locality([rows.localities[p][0] for p in places], self.hparams.loc_tokens)
         groups = _renumbered([place // size for place in places])
-        asked = {"edit": edits, "rephrase": rows.targets([rows.rephrases[p][0] for p in places])}
-        sums: dict[str, float] = {}
-        for name, targets in asked.items():
-            batch = _Batch(places, edits, targets, locality, groups, 1.0, 1.0)
-            start = time.perf_counter()
-            losses = self._losses(batch)
-            seconds = time.perf_counter() - start
-            nll, right = _against(losses.logits, targets.rows.labels[targets.rows.labels != -100])
-            sums |= {f"{name}.nll": nll, f"{name}.right": right, f"{name}.n": len(losses.logits)}
-        sums |= _locality_sums(locality, losses)
-        return {**sums, "models": max(groups) + 1, "seconds": seconds}
+        start = time.perf_counter()
+        gradients = token_factors(edits.target_logits, self._modules, edits.rows)
+        factors = self.network(gradients.factors)
+        self.network.edit_lrs.sum().item()  # waits for the device
+        sums = {"seconds": time.perf_counter() - start, "models": float(max(groups) + 1)}
+        with edited_in_groups(self._modules, factors, gradients.tokens, groups):
+            for name, targets in asked.items():
+                wanted = targets.rows.labels[targets.rows.labels != -100]
+                nll, right = _against(targets.target_logits(), wanted)
+                sums |= {f"{name}.nll": nll, f"{name}.right": right, f"{name}.n": len(wanted)}
+            after = locality.rows.logits(locality.reads)
+        return sums | _locality_sums(locality, after)
 
     def _values(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Means by the field's names."""
-        if sums["pre.n"] != sums["post.n"]:
-            raise ModelError(
-                f"the unedited model was asked {sums['pre.n']:.0f} tokens and the edited one "
-                f"{sums['post.n']:.0f}; please report this"
-            )
         values: dict[str, float] = {}
         for name in ("edit", "rephrase"):
             values[f"{name}/acc_val"] = sums[f"{name}.right"] / sums[f"{name}.n"]
@@ -406,24 +423,73 @@ _SUMS = (
 )
 
 
-def _locality_sums(locality: LocalityRows, losses: OuterLosses) -> dict[str, float]:
-    """What became of the predictions that shall stay."""
-    labels = locality.labels()
+def _locality_sums(locality: LocalityRows, after: Tensor) -> dict[str, float]:
+    """What became of the predictions that shall stay.
+
+    Raises:
+        ModelError: The edited model was not asked what the unedited one was.
+    """
+    labels, before = locality.labels(), locality.base_logits()
+    if not len(before) == len(after) == len(labels):
+        raise ModelError(
+            f"{len(labels)} tokens shall stay, and the unedited model was asked {len(before)}, the "
+            f"edited one {len(after)}; remove the caches of the trunk"
+        )
     known = labels != -100
-    before, after = locality.base_logits(), losses.locality_logits
     sums: dict[str, float] = {}
     for when, logits in (("pre", before), ("post", after)):
         nll, right = _against(logits[known], labels[known])
         sums |= {f"{when}.nll": nll, f"{when}.right": right, f"{when}.n": len(logits[known])}
     same = before[known].argmax(-1) == after[known].argmax(-1)
-    divergence = float(losses.locality) * len(after)
-    return {**sums, "same": float(same.sum()), "kl": divergence, "kl.n": len(after)}
+    _, divergence = nll_and_divergence(after, labels[:0], before)
+    total = float(divergence) * len(after)
+    return {**sums, "same": float(same.sum()), "kl": total, "kl.n": len(after)}
 
 
 def _against(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
     """Sum of the negative log-likelihoods of tokens, and how many are the likeliest."""
     nll = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
     return float(nll), float((logits.argmax(-1) == wanted).sum())
+
+
+def _require_usable(model: PreTrainedModel, hparams: MENDTrainingHparams) -> None:
+    """Refuses a model that cannot be trained on.
+
+    Raises:
+        ModelError: It is in float16, not in what the hyperparameters say, or on several devices.
+    """
+    if model.dtype == torch.float16:
+        raise ModelError(
+            "gradients vanish in float16; load the model in bfloat16 or float32 (--dtype)"
+        )
+    if hparams.half and model.dtype != torch.bfloat16:
+        raise ModelError(
+            f"the hyperparameters say 'half', and the model is in {model.dtype}; load it in "
+            "bfloat16, or set half to false"
+        )
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        raise ModelError(
+            "the model is spread over several devices, which training does not know; load it on "
+            "one (--device)"
+        )
+
+
+def _require_finite(places: Sequence[int], fine: Tensor) -> None:
+    """Names the first record of which something is NaN or infinite, in whatever process it is.
+
+    Args:
+        places: The records of this process's rows.
+        fine: ``[rows]`` bool.
+
+    Raises:
+        NonFiniteError: There is one; it is raised in all processes.
+    """
+    bad = next((p for p, ok in zip(places, fine.tolist(), strict=True) if not ok), -1)
+    found = [int(one) for one in gathered(torch.tensor(bad, device=fine.device)) if one >= 0]
+    if found:
+        raise NonFiniteError(
+            "its activations, gradient or loss are NaN or infinite", record=found[0]
+        )
 
 
 def _drawn(draw: Any, places: Sequence[int]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -159,6 +161,13 @@ class TrainingRows:
             folder=folder,
             progress=_named(progress, "locality answers"),
         )
+
+    def digest(self) -> str:
+        """SHA-256 over all that the trunks' tokens do not tell: labels, and whose a row is."""
+        found = hashlib.sha256(json.dumps([self.rephrases, self.localities]).encode())
+        for labels in (*self._targets.labels, *self._locality.labels):
+            found.update(len(labels).to_bytes(8, "little") + labels.tobytes())
+        return found.hexdigest()
 
     @property
     def target_tokens(self) -> list[int]:

@@ -6,8 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from easyedit_fast.errors import HparamsError
-
 _HIGHER_IS_BETTER = ("acc", "prob", "log_prob")
 
 
@@ -32,15 +30,7 @@ class EarlyStopping:
         """Takes the values of a validation in, and says whether they are the best so far.
 
         A value that is not finite is never the best.
-
-        Raises:
-            HparamsError: The key is not among the values.
         """
-        if self.key not in values:
-            raise HparamsError(
-                f"early_stop_key {self.key!r} is not among what a validation gives: "
-                f"{', '.join(sorted(values))}"
-            )
         value = values[self.key]
         if not math.isfinite(value) or (self.best is not None and not self._better(value)):
             return False
@@ -53,5 +43,5 @@ class EarlyStopping:
 
     def _better(self, value: float) -> bool:
         assert self.best is not None
-        name = self.key.rpartition("/")[2].removesuffix("_val")
-        return value > self.best if name in _HIGHER_IS_BETTER else value < self.best
+        parts = {part.removesuffix("_val") for part in self.key.split("/")}
+        return value < self.best if parts.isdisjoint(_HIGHER_IS_BETTER) else value > self.best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,19 @@ class TrainingLog:
     """The log of one run, open for this process alone.
 
     A line holds ``iteration``, ``epoch``, ``seconds`` (of training so far) and values by name.
+
+    Attributes:
+        run: Identifies the run; its checkpoint has it too.
+        is_new: Whether the run begins with this process.
     """
 
-    def __init__(self, lines: ResultsFile, folder: Path | None) -> None:
-        """Takes the file, and the folder for TensorBoard's; None: without these."""
+    def __init__(self, lines: ResultsFile, folder: Path | None, own_run: str) -> None:
+        """Takes the file, the folder for TensorBoard's (None: without), and what a new run gets."""
+        self.run: str = lines.settled["run"]
+        self.is_new = self.run == own_run
         self._lines = lines
         self._folder = folder
         self._writer: Any = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was told yet."""
-        return not self._lines.lines
 
     def go_on_after(self, iteration: int) -> None:
         """Drops what was told of later iterations, which are run again."""
@@ -64,14 +66,23 @@ def open_log(
     TensorBoard's files are written where it is installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    opened = open_results(folder / LOG, description, about=about, settled={}, overwrite=overwrite)
+    own = secrets.token_hex(8)
+    opened = open_results(
+        folder / LOG, description, about=about, settled={"run": own}, overwrite=overwrite
+    )
     board = importlib.util.find_spec("tensorboard") is not None
     with opened as lines:
-        log = TrainingLog(lines, folder / "tensorboard" if board else None)
+        log = TrainingLog(lines, folder / "tensorboard" if board else None, own)
         try:
             yield log
         finally:
             log.close()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing was told of a run yet."""
+    path = folder / LOG
+    return not path.exists() or path.stat().st_size == 0
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -21,8 +21,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from easyedit_fast.errors import NonFiniteError
-from easyedit_fast.processes import first_tells, rank_and_ranks, sum_over_ranks, wait_for_all
+from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
+from easyedit_fast.processes import (
+    first_tells,
+    rank_and_ranks,
+    sum_over_ranks,
+    together,
+    wait_for_all,
+)
 from easyedit_fast.training.batches import BatchOrder, made_ahead
 from easyedit_fast.training.checkpoint import (
     Checkpoint,
@@ -31,7 +37,7 @@ from easyedit_fast.training.checkpoint import (
 )
 from easyedit_fast.training.early_stopping import EarlyStopping
 from easyedit_fast.training.hparams import TrainingHparams
-from easyedit_fast.training.logs import TrainingLog, open_log
+from easyedit_fast.training.logs import TrainingLog, is_empty, open_log
 
 EDITOR, CHECKPOINT = "editor.safetensors", "checkpoint.safetensors"
 VALIDATION = "the validation records"
@@ -46,9 +52,11 @@ class Trainee(Protocol):
 
     Attributes:
         records: How many records there are to learn from.
+        validation_values: Names of what `validate` gives.
     """
 
     records: int
+    validation_values: tuple[str, ...]
 
     def description(self) -> dict[str, Any]:
         """All that a run depends on, as plain JSON values."""
@@ -120,6 +128,7 @@ def train(
     *,
     about: Mapping[str, Any],
     overwrite: bool = False,
+    name_of: Callable[[int], str] = str,
     progress: TrainingProgress | None = None,
 ) -> TrainingResult:
     """Trains until `max_iters`, or until the patience is at its end.
@@ -130,6 +139,7 @@ def train(
         folder: The run's folder; made where it is not there.
         about: What people want to know of the run; kept with the editor too.
         overwrite: Begin anew where the folder holds another run.
+        name_of: Names a record by its place, for messages that name several.
         progress: Told after each iteration.
 
     Raises:
@@ -139,9 +149,22 @@ def train(
         HparamsError: There are fewer records than a batch has, or `early_stop_key` is no value of
             a validation.
     """
+    if hparams.early_stop_key not in trainee.validation_values:
+        raise HparamsError(
+            f"early_stop_key {hparams.early_stop_key!r} is not among what a validation gives: "
+            f"{', '.join(sorted(trainee.validation_values))}"
+        )
+    run = _Run(trainee, hparams, folder, name_of)
     described = trainee.description()
-    with _log_of_first(folder, described, about, overwrite=overwrite) as log:
-        run = _Run(trainee, hparams, folder, log, dict(about))
+    with contextlib.ExitStack() as stack:
+
+        def open_first() -> TrainingLog | None:
+            """The log, in the first process alone."""
+            if rank_and_ranks()[0] > 0:
+                return None
+            return stack.enter_context(_opened(folder, described, about, overwrite=overwrite))
+
+        run.log, run.card = together(open_first), dict(about)
         run.resume()
         resumed = run.iteration
         run.go(progress)
@@ -158,17 +181,22 @@ def train(
 
 
 @contextlib.contextmanager
-def _log_of_first(
+def _opened(
     folder: Path, description: Mapping[str, Any], about: Mapping[str, Any], *, overwrite: bool
-) -> Iterator[TrainingLog | None]:
-    """The log, in the first process alone."""
-    if rank_and_ranks()[0] > 0:
-        yield None
-        return
-    with open_log(folder, description, about, overwrite=overwrite) as log:
-        if log.is_empty:  # of another run, or of none that has come that far
-            for name in (CHECKPOINT, EDITOR):
-                (folder / name).unlink(missing_ok=True)
+) -> Iterator[TrainingLog]:
+    """The log of the folder's run.
+
+    Raises:
+        DataFileError: The folder holds another run, or files of none.
+    """
+    begun = (folder / CHECKPOINT).exists() or not is_empty(folder)
+    with open_log(folder, description, about, overwrite=overwrite or not begun) as log:
+        for name in (EDITOR, CHECKPOINT):
+            if log.is_new and not overwrite and (folder / name).exists():
+                raise DataFileError(
+                    f"{folder / name} is there and belongs to no run; give another folder, or "
+                    "begin anew over it (--overwrite, overwrite=True)"
+                )
         yield log
 
 
@@ -180,11 +208,12 @@ class _Run:
         trainee: Trainee,
         hparams: TrainingHparams,
         folder: Path,
-        log: TrainingLog | None,
-        card: dict[str, Any],
+        name_of: Callable[[int], str],
     ) -> None:
         self.trainee, self.hparams, self.folder = trainee, hparams, folder
-        self.log, self.card = log, card
+        self.name_of = name_of
+        self.log: TrainingLog | None = None
+        self.card: dict[str, Any] = {}
         self.order = BatchOrder(trainee.records, hparams.batch_size, hparams.seed)
         epochs = hparams.max_epochs
         of_epochs = hparams.max_iters if epochs is None else epochs * self.order.batches
@@ -198,6 +227,8 @@ class _Run:
         self._began = time.perf_counter()
         self.sums: dict[str, float] = {}
         self.summed = 0
+        self.over = False
+        self.not_descended: list[int] = []
 
     def go(self, progress: TrainingProgress | None) -> None:
         """Runs all iterations that are left."""
@@ -213,13 +244,9 @@ class _Run:
                     progress(self.iteration, self.iterations, values)
                 if self._is_over():
                     break
-        if self.best_values is None:
-            raise NonFiniteError(
-                f"no validation gave a finite {self.stopping.key!r}; lower lr, or look at the log"
-            )
 
     def _is_over(self) -> bool:
-        return self.iteration >= self.iterations or self.stopping.is_over(self.iteration)
+        return self.over or self.iteration >= self.iterations
 
     @property
     def seconds(self) -> float:
@@ -229,12 +256,13 @@ class _Run:
     def _iterate(self, places: list[int], batch: Any) -> dict[str, float]:
         """One batch, and what is due after it."""
         start = time.perf_counter()
+        self.iteration += 1
+        self.not_descended += places
         try:
             loss, shares = self.trainee.step(batch)
             (loss / self.hparams.accumulate_bs).backward()
-            self.iteration += 1
-            if self.iteration % self.hparams.accumulate_bs == 0:
-                self._descend(places)
+            if self._due(self.hparams.accumulate_bs):
+                self._descend()
         except NonFiniteError as error:
             raise self._stopped(error) from error
         values = _summed(shares)
@@ -255,7 +283,7 @@ class _Run:
     def _due(self, interval: int) -> bool:
         return self.iteration % interval == 0
 
-    def _descend(self, places: list[int]) -> None:
+    def _descend(self) -> None:
         """Takes an optimiser step.
 
         Raises:
@@ -269,21 +297,29 @@ class _Run:
         sum_over_ranks(p.grad for p in parameters if p.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.hparams.grad_clip)
         if not bool(norm.isfinite()):
-            numbers = ", ".join(map(str, sorted(places)))
-            raise NonFiniteError(f"the gradient of the batch of records {numbers} is not finite")
+            names = ", ".join(self.name_of(place) for place in sorted(set(self.not_descended)))
+            raise NonFiniteError(f"the gradient of these records together is not finite: {names}")
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.not_descended = []
 
     def _stopped(self, error: NonFiniteError) -> NonFiniteError:
         kept = self.folder / CHECKPOINT
-        where = f"{kept} is of the iteration before which all was well" if kept.is_file() else ""
-        text = f"training stopped in iteration {self.iteration + 1}: {error.reason}"
-        remedy = "leave the record out, or lower lr"
-        reason = "; ".join(part for part in (text, where, remedy) if part)
-        return NonFiniteError(reason, record=error.record)
+        parts = [
+            f"training stopped in iteration {self.iteration}: {error.reason}",
+            *([f"the checkpoint of before is kept ({kept})"] if kept.is_file() else []),
+            "leave the record out or lower lr, and begin anew (--overwrite, overwrite=True)",
+        ]
+        return NonFiniteError("; ".join(parts), record=error.record)
 
     def _validate(self) -> dict[str, float]:
         values = self.trainee.validate()
+        key = self.stopping.key
+        if self.best_values is None and not math.isfinite(values[key]):
+            raise HparamsError(
+                f"the first validation gave {values[key]} for {key!r}; choose another "
+                "early_stop_key, or lower lr"
+            )
         if self.stopping.update(self.iteration, values):
             self.best_values = values
             if self.log is not None:
@@ -294,6 +330,7 @@ class _Run:
                     "validation": values,
                 }
                 self.trainee.write_editor(self.folder / EDITOR, card)
+        self.over = self.stopping.is_over(self.iteration)
         self._add(values)
         return values
 
@@ -307,6 +344,8 @@ class _Run:
         if self.log is None:
             return
         told = {
+            "run": self.log.run,
+            "over": self.over,
             "iteration": self.iteration,
             "seconds": self.seconds,
             "best": self.stopping.best,
@@ -320,19 +359,26 @@ class _Run:
 
     def resume(self) -> None:
         """Goes to where the last checkpoint is, in every process."""
-        path = self.folder / CHECKPOINT
-        there = Checkpoint.read(path) if self.log is not None and path.is_file() else None
-        found = first_tells(there)
+        found = first_tells(together(self._read_checkpoint))
         if found is not None:
             self.trainee.load_state_dict(found.trained)
             load_optimizer_tensors(self.optimizer, found.optimizer)
             told = found.told
             self.iteration, self._seconds_before = told["iteration"], told["seconds"]
+            self.over = told["over"]
             self.stopping.best, self.stopping.best_step = told["best"], told["best_step"]
             self.best_values = told["best_values"]
             self.sums, self.summed = told["sums"], told["summed"]
         if self.log is not None:
             self.log.go_on_after(self.iteration)
+
+    def _read_checkpoint(self) -> Checkpoint | None:
+        """The run's last checkpoint, in the first process alone."""
+        path = self.folder / CHECKPOINT
+        if self.log is None or not path.is_file():
+            return None
+        found = Checkpoint.read(path)
+        return found if found.told.get("run") == self.log.run else None
 
 
 def _summed(shares: Mapping[str, Tensor]) -> dict[str, float]:

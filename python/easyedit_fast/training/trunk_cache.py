@@ -28,7 +28,7 @@ from easyedit_fast.models.checksums import weight_checksum
 from easyedit_fast.models.passes import block_outputs, padded_rows
 from easyedit_fast.models.tail import Tail
 from easyedit_fast.models.tracing import frozen, stop_after, watch_block
-from easyedit_fast.processes import first_of_machine_first
+from easyedit_fast.processes import is_first_of_machine, together
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -171,18 +171,20 @@ def _opened(
     place = (folder or cache_folder() / "trunks") / name[:32]
     shape = (sum(lengths), width)
     bits = np.int16 if dtype.itemsize == 2 else np.int32
-    with first_of_machine_first():
-        if not _is_whole(place, key):
-            place.mkdir(parents=True, exist_ok=True)
-            with replacing(place / _STATES) as partial:
-                states = np.memmap(partial, dtype=bits, mode="w+", shape=shape)
-                for done in _fill(torch.from_numpy(states).view(dtype), lengths, compute):
-                    if progress is not None:
-                        progress(done, len(lengths))
-                states.flush()
-            # Last, so that a run that ends before leaves no cache.
-            header = {"key": key, "sha256": digest(place / _STATES)}
-            write_whole(place / _HEADER, json.dumps(header).encode())
+
+    def make() -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        with replacing(place / _STATES) as partial:
+            states = np.memmap(partial, dtype=bits, mode="w+", shape=shape)
+            for done in _fill(torch.from_numpy(states).view(dtype), lengths, compute):
+                if progress is not None:
+                    progress(done, len(lengths))
+            states.flush()
+        # Last, so that a run that ends before leaves no cache.
+        header = {"key": key, "sha256": digest(place / _STATES)}
+        write_whole(place / _HEADER, json.dumps(header).encode())
+
+    together(lambda: None if not is_first_of_machine() or _is_whole(place, key) else make())
     kept = np.memmap(place / _STATES, dtype=bits, mode="r", shape=shape)
     return TrunkCache(kept, dtype, lengths, key)
 
