@@ -12,7 +12,7 @@ STAMPS := $(VENV)/stamps
 TOOLS := $(abspath $(VENV)/build-tools)
 NATIVE_SOURCES := pyproject.toml $(wildcard Cargo.toml Cargo.lock) $(shell find csrc rust hparams \
 	\( -name __pycache__ -o -path rust/fuzz \) -prune -o -type f -print)
-PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
+PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed -o -path '*/editors/*')
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 # Tests find their data there, and skip what needs it where it is absent.

@@ -30,9 +30,13 @@ def main() -> None:
     parser.add_argument("--offset", type=int, default=0)
     parser.add_argument("--archive", type=Path)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    parser.add_argument("--together", choices=["sum", "least_squares"], default="sum")
+    parser.add_argument("--ridge", type=float, default=0.01)
     parser.add_argument("--name", default="mend_quality", help="of the table")
     options = parser.parse_args()
-    hparams = {} if options.archive is None else {"archive": options.archive}
+    hparams = {"together": options.together, "ridge": options.ridge}
+    if options.archive is not None:
+        hparams["archive"] = options.archive
     editor = Editor.from_pretrained("demo", method="mend", hparams=hparams)
     requests = read_requests(
         options.data, limit=options.records, offset=options.offset, on_error="skip"
@@ -48,7 +52,8 @@ def main() -> None:
         options.name,
         f"MEND: quality on {options.data.name}",
         f"python benchmarks/mend_quality.py --data {options.data.name} "
-        f"--records {options.records} --offset {options.offset} --sizes {options.sizes}",
+        f"--records {options.records} --offset {options.offset} --sizes {options.sizes} "
+        f"--together {options.together} --ridge {options.ridge}",
         ["edits in a model", "scores", *sections],
         [[*own[:2], *own[2 : 2 + len(sections)]] for own in rows],
         [
