@@ -179,7 +179,7 @@ def test_every_operation_of_an_update_may_run_out(editor: Editor, edited_before:
             for name, weight in before.items():
                 assert torch.equal(model.get_parameter(name), weight), (failed, name)
             assert applied_edit_ids(model) == [first.id] * edited_before
-    assert failed >= 4  # copy, update, checksum
+    assert failed >= 3  # copy, update, checksum
     second.revert()
     if edited_before:
         first.revert()
