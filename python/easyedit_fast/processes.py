@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -41,15 +41,6 @@ def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     if rank_and_ranks()[1] > 1:
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
-
-
-def first_decides(flags: Sequence[bool]) -> list[bool]:
-    """The flags of the first process, in all of them; each has as many."""
-    if rank_and_ranks()[1] == 1:
-        return list(flags)
-    told = torch.tensor(flags, dtype=torch.uint8, device=own_device())
-    torch.distributed.broadcast(told, 0)
-    return [bool(flag) for flag in told.tolist()]
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:

@@ -12,7 +12,8 @@ import torch
 
 from easyedit_fast import Editor, EditRequest
 from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, RequestError
-from easyedit_fast.mend.training import MendTrainee, _locality_sums, mend_trainee
+from easyedit_fast.mend.training import MendTrainee, mend_trainee
+from easyedit_fast.mend.validation import _locality_sums
 from easyedit_fast.trainers import train_editor
 
 INNER = [

@@ -160,16 +160,22 @@ class GradientTransform(nn.Module):
                 (delta - self.v_mean) / (self.v_std + _EPSILON),
             )
         known = float(self.k.nan_to_num())
-        made = self._take_in("u", x, counts, known), self._take_in("v", delta, counts, known)
-        self.k.fill_(known + float(sum(part.sum() for part in gathered(_as_tensor(counts, x)))))
-        return made
+        new_x, tokens = self._take_in("u", x, counts, known)
+        new_delta, _ = self._take_in("v", delta, counts, known)
+        self.k.fill_(tokens)
+        return new_x, new_delta
 
     @torch.no_grad()
-    def _take_in(self, name: str, rows: Tensor, counts: Sequence[int], known: float) -> Tensor:
+    def _take_in(
+        self, name: str, rows: Tensor, counts: Sequence[int], known: float
+    ) -> tuple[Tensor, float]:
         """Takes each weight's tokens in, and normalises them by what is known then.
 
         Chan's rule of joining two sets gives what Welford's gives token by token. Tokens of other
         processes are taken in as this one's are.
+
+        Returns:
+            The normalised rows, and how many tokens are known now.
         """
         mean = getattr(self, f"{name}_mean").nan_to_num()
         squares = getattr(self, f"{name}_s").nan_to_num()
@@ -187,7 +193,7 @@ class GradientTransform(nn.Module):
         getattr(self, f"{name}_mean").copy_(mean)
         getattr(self, f"{name}_s").copy_(squares)
         getattr(self, f"{name}_std").copy_(deviation)
-        return torch.cat(normalised)
+        return torch.cat(normalised), known
 
 
 def _moments_everywhere(
@@ -201,17 +207,14 @@ def _moments_everywhere(
     means = torch.stack([part.sum(0) / max(1, len(part)) for part in parts])
     squares = [(part - mean).square().sum(0) for part, mean in zip(parts, means, strict=True)]
     moments = gathered(torch.stack([means, torch.stack(squares)]))
-    counts = [own.tolist() for own in gathered(_as_tensor([len(part) for part in parts], means))]
+    own_counts = torch.tensor([len(part) for part in parts], dtype=torch.float64)
+    counts = [own.tolist() for own in gathered(own_counts.to(means.device))]
     for weight in range(len(parts)):
         yield [
             (own[weight], both[0, weight], both[1, weight])
             for own, both in zip(counts, moments, strict=True)
             if own[weight]
         ]
-
-
-def _as_tensor(counts: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(counts, dtype=torch.float64).to(like.device)
 
 
 class EditorNetwork(nn.Module):

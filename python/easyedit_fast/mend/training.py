@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, RecordError
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.mend.editor_files import EditorFile, read_editor, write_editor
-from easyedit_fast.mend.factors import token_factors
 from easyedit_fast.mend.hparams import MENDTrainingHparams
-from easyedit_fast.mend.losses import (
-    OuterLosses,
-    TailRows,
-    edited_in_groups,
-    nll_and_divergence,
-    outer_losses,
-)
+from easyedit_fast.mend.losses import OuterLosses, TailRows, outer_losses
 from easyedit_fast.mend.modules import (
     edited_modules,
     layer_of,
@@ -36,9 +27,10 @@ from easyedit_fast.mend.modules import (
 )
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.mend.training_rows import CacheProgress, LocalityRows, TrainingRows
+from easyedit_fast.mend.validation import VALUES, renumbered, validate
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.processes import gathered, rank_and_ranks, sum_over_ranks
+from easyedit_fast.processes import gathered, rank_and_ranks
 from easyedit_fast.training.batches import draws
 from easyedit_fast.training.loop import VALIDATION
 
@@ -46,8 +38,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from easyedit_fast.requests import EditRequest
-
-_ROWS_AT_ONCE = 32  # of a validation
 
 
 def mend_trainee(
@@ -130,17 +120,7 @@ class MendTrainee:
         validation_values: Names of what a validation gives.
     """
 
-    validation_values = (
-        *(f"{name}/{part}_val" for name in ("edit", "rephrase") for part in ("acc", "log_prob")),
-        *(
-            f"{name}/{when}_val"
-            for when in ("pre", "post")
-            for name in ("acc", "nll", "perplexity", "n_tokens")
-        ),
-        "locality/acc_val",
-        *(f"loss/{name}_val" for name in ("edit", "loc", "total_edit", "total")),
-        "time/edit_val",
-    )
+    validation_values = VALUES
 
     def __init__(
         self,
@@ -282,7 +262,7 @@ class MendTrainee:
             target_rows,
             self._rows.targets([asked[at] for at in own]) if rephrased else target_rows,
             locality,
-            _renumbered([at // edits for at in own]),
+            renumbered([at // edits for at in own]),
             _share(self._rows.target_tokens, asked, own),
             _share(self._rows.locality_tokens(self.hparams.loc_tokens), probes, own),
         )
@@ -340,116 +320,9 @@ class MendTrainee:
             fine &= torch.bincount(bad, minlength=rows) == 0
         _require_finite(batch.places, fine)
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Edits the validation records, `val_batch_size` in a model, and looks at each model.
-
-        Raises:
-            ModelError: The edited model was not asked what the unedited one was.
-        """
-        self.network.eval()
-        size = self.hparams.val_batch_size
-        models = math.ceil(self._validation.records / size)
-        models = min(models, self.hparams.val_steps or models)
-        records = min(self._validation.records, models * size)
-        rank, ranks = rank_and_ranks()
-        sums: dict[str, float] = dict.fromkeys(_SUMS, 0.0)
-        at_once = max(1, _ROWS_AT_ONCE // size) * size
-        for number, first in enumerate(range(0, records, at_once)):
-            if number % ranks == rank:
-                places = list(range(first, min(first + at_once, records)))
-                for name, value in self._validated(places, size).items():
-                    sums[name] += value
-        totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=self._model.device)
-        sum_over_ranks([totals])
-        return self._values(dict(zip(sums, totals.tolist(), strict=True)))
-
-    def _validated(self, places: list[int], size: int) -> dict[str, float]:
-        """Sums over some of the records."""
-        rows = self._validation
-        edits = rows.targets(places)
-        asked = {"edit": edits, "rephrase": rows.targets([rows.rephrases[p][0] for p in places])}
-        locality = rows.locality([rows.localities[p][0] for p in places], self.hparams.loc_tokens)
-        groups = _renumbered([place // size for place in places])
-        start = time.perf_counter()
-        gradients = token_factors(edits.target_logits, self._modules, edits.rows)
-        factors = self.network(gradients.factors)
-        self.network.edit_lrs.sum().item()  # waits for the device
-        sums = {"seconds": time.perf_counter() - start, "models": float(max(groups) + 1)}
-        with edited_in_groups(self._modules, factors, gradients.tokens, groups):
-            for name, targets in asked.items():
-                wanted = targets.rows.labels[targets.rows.labels != -100]
-                nll, right = _against(targets.target_logits(), wanted)
-                sums |= {f"{name}.nll": nll, f"{name}.right": right, f"{name}.n": len(wanted)}
-            after = locality.rows.logits(locality.reads)
-        return sums | _locality_sums(locality, after)
-
-    def _values(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Means by the field's names."""
-        values: dict[str, float] = {}
-        for name in ("edit", "rephrase"):
-            values[f"{name}/acc_val"] = sums[f"{name}.right"] / sums[f"{name}.n"]
-            values[f"{name}/log_prob_val"] = -sums[f"{name}.nll"] / sums[f"{name}.n"]
-        for when in ("pre", "post"):
-            tokens = sums[f"{when}.n"]
-            nll = sums[f"{when}.nll"] / tokens if tokens else math.nan
-            values[f"acc/{when}_val"] = sums[f"{when}.right"] / tokens if tokens else math.nan
-            values[f"nll/{when}_val"] = nll
-            values[f"perplexity/{when}_val"] = _exp(nll)
-            values[f"n_tokens/{when}_val"] = tokens
-        values["locality/acc_val"] = sums["same"] / sums["pre.n"] if sums["pre.n"] else math.nan
-        edit = -values["edit/log_prob_val"]
-        if self.hparams.outer_prompts == "alternate":
-            edit = (edit - values["rephrase/log_prob_val"]) / 2
-        values["loss/edit_val"] = edit
-        values["loss/loc_val"] = sums["kl"] / sums["kl.n"]
-        total = self.hparams.cedit * edit + self.hparams.cloc * values["loss/loc_val"]
-        values["loss/total_edit_val"] = values["loss/total_val"] = total
-        values["time/edit_val"] = sums["seconds"] / sums["models"]
-        return values
-
-
-_SUMS = (
-    *(
-        f"{name}.{part}"
-        for name in ("edit", "rephrase", "pre", "post")
-        for part in ("nll", "right", "n")
-    ),
-    "same",
-    "kl",
-    "kl.n",
-    "models",
-    "seconds",
-)
-
-
-def _locality_sums(locality: LocalityRows, after: Tensor) -> dict[str, float]:
-    """What became of the predictions that shall stay.
-
-    Raises:
-        ModelError: The edited model was not asked what the unedited one was.
-    """
-    labels, before = locality.labels(), locality.base_logits()
-    if not len(before) == len(after) == len(labels):
-        raise ModelError(
-            f"{len(labels)} tokens shall stay, and the unedited model was asked {len(before)}, the "
-            f"edited one {len(after)}; remove the caches of the trunk"
-        )
-    known = labels != -100
-    sums: dict[str, float] = {}
-    for when, logits in (("pre", before), ("post", after)):
-        nll, right = _against(logits[known], labels[known])
-        sums |= {f"{when}.nll": nll, f"{when}.right": right, f"{when}.n": len(logits[known])}
-    same = before[known].argmax(-1) == after[known].argmax(-1)
-    _, divergence = nll_and_divergence(after, labels[:0], before)
-    total = float(divergence) * len(after)
-    return {**sums, "same": float(same.sum()), "kl": total, "kl.n": len(after)}
-
-
-def _against(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """Sum of the negative log-likelihoods of tokens, and how many are the likeliest."""
-    nll = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
-    return float(nll), float((logits.argmax(-1) == wanted).sum())
+        """Values of the validation records; see `mend.validation`."""
+        return validate(self.network, self._modules, self._validation, self.hparams)
 
 
 def _require_usable(model: PreTrainedModel, hparams: MENDTrainingHparams) -> None:
@@ -496,16 +369,6 @@ def _drawn(draw: Any, places: Sequence[int]) -> int:
     return places[int(draw.integers(len(places)))]
 
 
-def _renumbered(groups: Sequence[int]) -> list[int]:
-    """The same groups, numbered from 0 in order."""
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return [numbers[group] for group in groups]
-
-
 def _share(tokens: Sequence[int], rows: Sequence[int], own: Sequence[int]) -> float:
     """The part of the rows' tokens that some of them have."""
     return sum(tokens[rows[at]] for at in own) / sum(tokens[row] for row in rows)
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -29,7 +29,7 @@ from easyedit_fast.moments.statistics_files import (
     statistics_path,
     write_second_moment,
 )
-from easyedit_fast.processes import first_decides, rank_and_ranks, wait_for_all
+from easyedit_fast.processes import first_tells, rank_and_ranks, wait_for_all
 from easyedit_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ def collect_statistics(
     }
     checkpoint = _checkpoint(files, origin, checkpoint_seconds)
     # On another machine the first one's files need not be there.
-    needed = first_decides(
-        [overwrite or not _is_there(files[k], origin, places, k) for k in wanted]
-    )
+    needed = first_tells([overwrite or not _is_there(files[k], origin, places, k) for k in wanted])
     missing = [layer for layer, is_needed in zip(wanted, needed, strict=True) if is_needed]
     if missing:
         job = Pass(model, places, missing, budget, length, batch_size or _batch(model, length))
