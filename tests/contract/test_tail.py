@@ -371,3 +371,22 @@ def test_refuses_a_decoder_that_works_between_its_blocks() -> None:
     tail = capture(model, 1, rows)
     with pytest.raises(ModelError, match="more between its blocks"):
         tail.logits(None, rows.rows, rows.columns)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_without_a_gradient_run_along_through_the_head(family: str) -> None:
+    model = shared_model(family)
+    tail = capture(model, 2, make_rows("right"))
+    size = tail.entering.shape[-1]
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(3, size, generator=generator, requires_grad=True)
+    others = torch.randn(4, size, generator=generator)
+    weight = torch.randn(3, VOCABULARY, generator=generator)
+
+    together = tail.head(hidden, others)
+    (gradient,) = torch.autograd.grad((together[:3] * weight).sum(), hidden)
+    alone = tail.head(hidden)
+    (expected,) = torch.autograd.grad((alone * weight).sum(), hidden)
+    torch.testing.assert_close(together, torch.cat([alone, tail.head(others)]))
+    torch.testing.assert_close(gradient, expected)
+    assert "forward" not in vars(model.get_output_embeddings())

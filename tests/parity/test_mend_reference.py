@@ -144,9 +144,9 @@ def test_the_outer_losses(model: Any, network: EditorNetwork, reference: Referen
     ids, mask = padded(LOCALITY)
     locality = kept(model, TargetRows(ids, mask, torch.full_like(ids, -100)))
     reads = mask.bool()
-    base = locality.logits(reads)
+    final = locality.hidden_states(reads)
     found = outer_losses(
-        network, modules(model), edits, edits, locality, reads, base, [0, 0], mean_over="batch"
+        network, modules(model), edits, edits, locality, reads, final, [0, 0], mean_over="batch"
     )
     assert_near(found.edit, reference["loss_edit"], "loss_edit")
     assert_near(found.locality, reference["loss_loc"], "loss_loc")

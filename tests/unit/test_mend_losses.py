@@ -110,7 +110,7 @@ def plain(
     return torch.cat(nll).mean(), torch.stack(divergence).sum() / tokens
 
 
-@pytest.mark.parametrize("groups", [[0, 1, 2], [0, 0, 0], [0, 1, 0]])
+@pytest.mark.parametrize("groups", [[0, 1, 2], [0, 0, 0], [0, 1, 1]])
 @pytest.mark.parametrize("training", [False, True])
 def test_losses_and_their_gradients(
     case: tuple[Any, dict[str, nn.Module], EditorNetwork], groups: list[int], training: bool
@@ -124,9 +124,9 @@ def test_losses_and_their_gradients(
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     edits, targets, locality = (kept(model, rows(seed)) for seed in (0, 1, 2))
     reads = locality.rows.attention_mask.bool()
-    base = locality.logits(reads)
+    final = locality.hidden_states(reads)
     found: OuterLosses = outer_losses(
-        network, modules, edits, targets, locality, reads, base, groups
+        network, modules, edits, targets, locality, reads, final, groups
     )
     parameters = list(network.parameters())
     ours = torch.autograd.grad(found.edit + found.locality, parameters)
@@ -150,22 +150,23 @@ def test_both_losses_and_their_gradients(rows_: int) -> None:
     theirs = ours.clone().requires_grad_(True)
     ours.requires_grad_(True)
     expected = (
-        nn.functional.cross_entropy(theirs[:3], labels),
+        nn.functional.cross_entropy(theirs[:3], labels, reduction="none"),
         nn.functional.kl_div(
-            theirs[3:].log_softmax(-1),
-            base.log_softmax(-1),
-            reduction="batchmean",
-            log_target=True,
-        ),
+            theirs[3:].log_softmax(-1), base.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1),
     )
     found = nll_and_divergence(ours, labels, base)
     torch.testing.assert_close(found, expected)
-    (2.5 * found[1] - 0.3 * found[0]).backward()
-    (2.5 * expected[1] - 0.3 * expected[0]).backward()
+    weights = [torch.randn(len(loss), generator=generator) for loss in expected]
+    torch.autograd.backward(found, weights)
+    torch.autograd.backward(expected, weights)
     torch.testing.assert_close(ours.grad, theirs.grad)
     half = nll_and_divergence(ours.detach().bfloat16(), labels, base.bfloat16())
     assert [loss.dtype for loss in half] == [torch.float32] * 2
     torch.testing.assert_close(half, found, rtol=0.05, atol=0.01)
     same = torch.cat([ours.detach()[:3], base])
-    assert torch.equal(nll_and_divergence(same, labels, base)[1], torch.zeros(()))
-    assert nll_and_divergence(same * torch.nan, labels, base)[1].isnan()
+    assert torch.equal(nll_and_divergence(same, labels, base)[1], torch.zeros(rows_))
+    same[3] = torch.nan
+    assert nll_and_divergence(same, labels, base)[1].isnan().tolist() == [True] + [False] * (
+        rows_ - 1
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +130,28 @@ def test_row_updates_equal_edited_weights(family: str) -> None:
             alone = model(input_ids[row : row + 1]).logits
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(together[row - 1 : row or None], alone, atol=1e-2)
+
+
+@pytest.mark.parametrize("counts", [[2, 2], [1, 3], [3, 1], [4]])
+def test_rows_that_share_an_update(counts: list[int]) -> None:
+    model = tiny_model()
+    generator = torch.Generator().manual_seed(5)
+    output_factor, input_factor = (
+        torch.randn(len(counts), *size, generator=generator).requires_grad_()
+        for size in ((32, 2), (2, 48))
+    )
+    input_ids = tokens(4)
+    which = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+    def run(*factors: Any) -> list[Tensor]:
+        with row_updates(projection_of(model), *factors):
+            logits = model(input_ids).logits
+        return [logits, *torch.autograd.grad(logits.square().sum(), [output_factor, input_factor])]
+
+    shared = run(output_factor, input_factor, counts)
+    apart = run(output_factor[which], input_factor[which])
+    for one, other in zip(shared, apart, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
 
 
 def test_row_updates_keep_the_models_dtype() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -53,18 +55,27 @@ class OuterLosses:
     """What a training step descends on, and what it is told by.
 
     Attributes:
-        edit: Mean negative log-likelihood of the targets in the edited model.
-        locality: Mean KL(base ‖ edited) of the next token over the locality tokens, in nats.
+        nll: ``[places]``, negative log-likelihood of the targets' tokens in the edited model.
+        divergence: ``[tokens]``, KL(base ‖ edited) of the next token at the locality tokens, in
+            nats.
         inner: ``[rows]``, negative log-likelihood of each edit's target before it.
-        logits: ``[places, vocabulary]``, the edited model's at the targets.
-        locality_logits: ``[tokens, vocabulary]``, the edited model's at the locality tokens.
+        right: ``[places]`` bool, whether the target's token is the edited model's likeliest.
     """
 
-    edit: Tensor
-    locality: Tensor
+    nll: Tensor
+    divergence: Tensor
     inner: Tensor
-    logits: Tensor
-    locality_logits: Tensor
+    right: Tensor
+
+    @property
+    def edit(self) -> Tensor:
+        """Mean negative log-likelihood of the targets."""
+        return self.nll.mean()
+
+    @property
+    def locality(self) -> Tensor:
+        """Mean divergence of the locality tokens."""
+        return self.divergence.mean()
 
 
 def outer_losses(
@@ -74,7 +85,7 @@ def outer_losses(
     targets: TailRows,
     locality: TailRows,
     reads: Tensor,
-    base_logits: Tensor,
+    final: Tensor,
     groups: Sequence[int],
     *,
     mean_over: Literal["row", "batch"] = "row",
@@ -90,13 +101,21 @@ def outer_losses(
             wording.
         locality: One row a record: a prompt whose predictions shall stay.
         reads: ``[rows, t]`` bool, the tokens of `locality` whose predictions are looked at.
-        base_logits: ``[tokens, vocabulary]``, the unedited model's there, row by row.
-        groups: The group of each record, from 0: records of a group are edited together.
+        final: ``[tokens, d_model]``, what leaves the unedited model's last block there, row by row.
+        groups: The group of each record, from 0 in order: records of a group are edited together.
         mean_over: As for `token_factors`.
         check: Called with ``[rows]`` bool, whether all is finite that the network gets of each
             record, before it gets it.
     """
-    gradients = token_factors(edits.target_logits, modules, edits.rows, mean_over=mean_over)
+    base: list[Tensor] = []
+
+    def target_logits() -> Tensor:
+        hidden = edits.hidden_states(edits.rows.labels != -100)
+        logits = edits.tail.head(hidden, final)
+        base.append(logits.detach()[len(hidden) :])
+        return logits[: len(hidden)]
+
+    gradients = token_factors(target_logits, modules, edits.rows, mean_over=mean_over)
     check(gradients.finite)
     factors = network(gradients.factors)
     with edited_in_groups(modules, factors, gradients.tokens, groups):
@@ -104,23 +123,17 @@ def outer_losses(
             targets.hidden_states(targets.rows.labels != -100),
             locality.hidden_states(reads),
         ]
-        # Few rows take the head about as long as many: its weight is read once.
         logits = targets.tail.head(torch.cat(hidden))
     wanted = targets.rows.labels[targets.rows.labels != -100].to(logits.device)
-    nll, divergence = nll_and_divergence(logits, wanted, base_logits)
-    return OuterLosses(
-        nll,
-        divergence,
-        gradients.losses,
-        logits.detach()[: len(wanted)],
-        logits.detach()[len(wanted) :],
-    )
+    nll, divergence = nll_and_divergence(logits, wanted, *base)
+    right = logits.detach()[: len(wanted)].argmax(-1) == wanted
+    return OuterLosses(nll, divergence, gradients.losses, right)
 
 
 def nll_and_divergence(
     logits: Tensor, labels: Tensor, base_logits: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean negative log-likelihood of tokens, and mean KL(base ‖ edited), both in nats.
+    """Negative log-likelihood of tokens ``[n]`` and KL(base ‖ edited) ``[m]``, both in nats.
 
     The gradient flows to the edited model's logits alone. It is made on the way, a few rows at a
     time: nothing else of the logits' size is.
@@ -144,27 +157,24 @@ class _Losses(torch.autograd.Function):
         tokens = len(labels)
         gradient = torch.empty_like(logits)
         log_q = logits[:tokens].float().log_softmax(-1)
-        nll = nn.functional.nll_loss(log_q, labels)
+        nll = nn.functional.nll_loss(log_q, labels, reduction="none")
         gradient[:tokens] = log_q.exp_()
         gradient[torch.arange(tokens, device=labels.device), labels] -= 1
-        total = torch.zeros((), device=logits.device)
+        divergence = [log_q.new_zeros(0)]
         places = (part.split(_ROWS_AT_ONCE) for part in (base_logits, logits[tokens:]))
         for base, other, own in zip(*places, gradient[tokens:].split(_ROWS_AT_ONCE), strict=True):
             log_p, log_q = (part.float().log_softmax(-1) for part in (base, other))
             p = log_p.exp()
-            total += torch.linalg.vecdot(p, log_p - log_q).sum()
+            divergence.append(torch.linalg.vecdot(p, log_p - log_q))
             own.copy_(log_q.exp_().sub_(p))
         ctx.save_for_backward(gradient)
-        ctx.tokens = tokens
-        return nll, total / len(base_logits)
+        return nll, torch.cat(divergence)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        counts = ctx.tokens, len(gradient) - ctx.tokens
-        scales = [own / count for own, count in zip(outer, counts, strict=True)]
-        row = torch.cat([scale.expand(n) for scale, n in zip(scales, counts, strict=True)])
-        return gradient * row[:, None].to(gradient.dtype), None, None
+        # In place: a second backward pass is refused by torch.
+        return gradient * torch.cat(outer)[:, None].to(gradient.dtype), None, None
 
 
 @contextlib.contextmanager
@@ -182,20 +192,11 @@ def edited_in_groups(
         tokens: By weight, how many of the tokens are each record's.
         groups: The group of each record and of the row that is run of it, from 0 in order.
     """
-    members = [
-        [place for place, own in enumerate(groups) if own == group]
-        for group in range(max(groups) + 1)
-    ]
+    rows = list(Counter(groups).values())
+    ends = [0, *itertools.accumulate(rows)]
     with contextlib.ExitStack() as stack:
         for name, module in modules.items():
-            x, delta = (
-                _by_group(side.split(list(tokens[name])), members)[list(groups)]
-                for side in factors[name]
-            )
-            stack.enter_context(row_updates(module, delta.mT, x))
+            own = [sum(tokens[name][start:end]) for start, end in itertools.pairwise(ends)]
+            x, delta = (pad_sequence(side.split(own), True) for side in factors[name])
+            stack.enter_context(row_updates(module, delta.mT, x, rows))
         yield
-
-
-def _by_group(parts: Sequence[Tensor], members: Sequence[Sequence[int]]) -> Tensor:
-    """The rows of each group's records, ``[groups, rows, d]``, zeros after the last."""
-    return pad_sequence([torch.cat([parts[place] for place in own]) for own in members], True)

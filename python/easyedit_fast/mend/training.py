@@ -30,6 +30,7 @@ from easyedit_fast.mend.training_rows import CacheProgress, LocalityRows, Traini
 from easyedit_fast.mend.validation import VALUES, renumbered, validate
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import gathered, rank_and_ranks
 from easyedit_fast.training.batches import draws
 from easyedit_fast.training.loop import VALIDATION
@@ -279,30 +280,29 @@ class MendTrainee:
         edit = losses.edit * batch.edit_share
         locality = losses.locality * batch.locality_share
         total = self.hparams.cedit * edit + self.hparams.cloc * locality
-        wanted = batch.targets.rows.labels[batch.targets.rows.labels != -100]
-        right = (losses.logits.argmax(-1) == wanted).float().mean()
         values = {
             "loss/total_train": total,
             "loss/total_edit_train": total,
             "loss/edit_train": edit,
             "loss/loc_train": locality,
-            "edit/acc_train": right * batch.edit_share,
+            "edit/acc_train": losses.right.float().mean() * batch.edit_share,
             "edit/log_prob_train": -edit,
         }
         return total, values
 
     def _losses(self, batch: _Batch) -> OuterLosses:
-        return outer_losses(
-            self.network,
-            self._modules,
-            batch.edits,
-            batch.targets,
-            batch.locality.rows,
-            batch.locality.reads,
-            batch.locality.base_logits(),
-            batch.groups,
-            check=functools.partial(_require_finite, batch.places),
-        )
+        with frozen(self._model):  # what is frozen inside finds nothing left to do
+            return outer_losses(
+                self.network,
+                self._modules,
+                batch.edits,
+                batch.targets,
+                batch.locality.rows,
+                batch.locality.reads,
+                batch.locality.final,
+                batch.groups,
+                check=functools.partial(_require_finite, batch.places),
+            )
 
     def _require_finite_losses(self, batch: _Batch, losses: OuterLosses) -> None:
         """Names the record whose loss is NaN or infinite.
@@ -312,11 +312,11 @@ class MendTrainee:
         """
         rows = len(batch.places)
         fine = losses.inner.isfinite()
-        for logits, reads in (
-            (losses.logits, batch.targets.rows.labels != -100),
-            (losses.locality_logits, batch.locality.reads),
+        for values, reads in (
+            (losses.nll, batch.targets.rows.labels != -100),
+            (losses.divergence, batch.locality.reads),
         ):
-            bad = reads.nonzero()[:, 0][~logits.isfinite().all(-1)]
+            bad = reads.nonzero()[:, 0][~values.isfinite()]
             fine &= torch.bincount(bad, minlength=rows) == 0
         _require_finite(batch.places, fine)
 

@@ -154,8 +154,7 @@ def _locality_sums(locality: LocalityRows, after: Tensor) -> dict[str, float]:
         sums |= {f"{when}.nll": nll, f"{when}.right": right, f"{when}.n": len(logits[known])}
     same = before[known].argmax(-1) == after[known].argmax(-1)
     _, divergence = nll_and_divergence(after, labels[:0], before)
-    total = float(divergence) * len(after)
-    return {**sums, "same": float(same.sum()), "kl": total, "kl.n": len(after)}
+    return {**sums, "same": float(same.sum()), "kl": float(divergence.sum()), "kl.n": len(after)}
 
 
 def _against(logits: Tensor, wanted: Tensor) -> tuple[float, float]:

@@ -40,21 +40,21 @@ def model_fingerprint(model: PreTrainedModel, architecture: Architecture) -> str
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     header = json.dumps([str(model.config.model_type), shapes], sort_keys=True)
     digest = hashlib.sha256(header.encode())
-    by_device: dict[torch.device, list[Tensor]] = {}
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for name in sorted(tensors):
-        if tensors[name].is_meta:
+        tensor = tensors[name]
+        if tensor.is_meta:
             raise ModelError(
                 f"the weight {name!r} is offloaded; load the model where it fits the memory"
             )
-        by_device.setdefault(tensors[name].device, []).append(_signs(tensors[name]))
-    # One transfer a device, then back into the order of the names.
-    signs = {device: torch.cat(parts).cpu() for device, parts in by_device.items()}
-    taken = dict.fromkeys(signs, 0)
+        alike.setdefault((tensor.device, tensor.dtype), []).append(_samples(tensor))
+    # One call and one transfer for all of a kind, then back into the order of the names.
+    signs = {
+        kind: iter(torch.signbit(torch.cat(parts)).cpu().split([len(part) for part in parts]))
+        for kind, parts in alike.items()
+    }
     for name in sorted(tensors):
-        device = tensors[name].device
-        end = taken[device] + _signs_of(tensors[name].numel())
-        digest.update(signs[device][taken[device] : end].numpy().tobytes())
-        taken[device] = end
+        digest.update(next(signs[tensors[name].device, tensors[name].dtype]).numpy())
     return digest.hexdigest()
 
 
@@ -78,14 +78,7 @@ def _untouched(model: PreTrainedModel, architecture: Architecture) -> dict[str, 
     }
 
 
-def _stride(count: int) -> int:
-    return max(1, count // _SAMPLES_PER_TENSOR)
-
-
-def _signs_of(count: int) -> int:
-    return -(-count // _stride(count))
-
-
-def _signs(tensor: Tensor) -> Tensor:
-    """Signs of evenly spread values, ``[n]``, bool."""
-    return torch.signbit(tensor.reshape(-1)[:: _stride(tensor.numel())])
+def _samples(tensor: Tensor) -> Tensor:
+    """Evenly spread values, ``[n]``."""
+    values = tensor.reshape(-1)
+    return values[:: max(1, len(values) // _SAMPLES_PER_TENSOR)]

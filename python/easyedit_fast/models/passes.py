@@ -173,6 +173,49 @@ def head_only_at(model: PreTrainedModel, read: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+@contextlib.contextmanager
+def head_learning_at(model: PreTrainedModel, places: int) -> Iterator[None]:
+    """Spares the head's backward pass the places that have no gradient.
+
+    A head that is no plain linear module, or that somebody has taken over, stays as it is.
+
+    Args:
+        model: The model, with frozen weights.
+        places: How many have one: the first.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or "forward" in vars(head):
+        yield
+        return
+
+    def forward(hidden: Tensor) -> Tensor:
+        output: Tensor = _LinearAtFirst.apply(hidden, head.weight, head.bias, places)
+        return output
+
+    vars(head)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(head)["forward"]
+
+
+class _LinearAtFirst(torch.autograd.Function):
+    """A linear module whose output has a gradient in the first rows alone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.rows = rows
+        return nn.functional.linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        gradient = outer[0].new_zeros(*outer[0].shape[:-1], weight.shape[1])
+        gradient[: ctx.rows] = outer[0][: ctx.rows] @ weight
+        return gradient, None, None, None
+
+
 def columns_of(states: Tensor, columns: Tensor) -> Tensor:
     """Of ``states [rows, columns, d]``, the ``columns [rows, n]`` of each row: ``[rows, n, d]``."""
     return states.take_along_dim(columns.to(states.device)[..., None], dim=1)

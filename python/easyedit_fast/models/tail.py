@@ -36,7 +36,12 @@ from easyedit_fast.models.architectures import (
     module,
 )
 from easyedit_fast.models.attention import shared_keys, sharing_configs
-from easyedit_fast.models.passes import call_with_cache, reading_layers, run_decoder
+from easyedit_fast.models.passes import (
+    call_with_cache,
+    head_learning_at,
+    reading_layers,
+    run_decoder,
+)
 from easyedit_fast.models.prefix import Cut, PrefixCache, PrefixRecorder, StandInCache
 from easyedit_fast.models.tracing import (
     edit_output,
@@ -284,12 +289,25 @@ class Tail:
         blocks = block_list(self.model, self.architecture)[self.layer :]
         return sharing_configs(blocks) if self.entering.device.type == "cpu" else []
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The model's own way from hidden states ``[n, d_model]`` to logits ``[n, vocabulary]``."""
+    def head(self, hidden: Tensor, others: Tensor | None = None) -> Tensor:
+        """The model's own way from hidden states to logits.
+
+        Args:
+            hidden: ``[n, d_model]``.
+            others: ``[m, d_model]``, states that need no gradient, on the same way: few rows
+                take the head about as long as many, whose weight is read once.
+
+        Returns:
+            ``[n + m, vocabulary]``.
+        """
+        spared: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if others is not None:
+            spared = head_learning_at(self.model, len(hidden))
+            hidden = torch.cat([hidden, others])
         blocks = block_list(self.model, self.architecture)
         stand_ins = [_HandOn(part, self.outputs) for part in blocks]
         stand_ins[0].hidden = hidden[:, None]
-        with frozen(self.model), self._blocks_replaced(stand_ins):
+        with frozen(self.model), self._blocks_replaced(stand_ins), spared:
             # A cache, however empty, spares the check for packed sequences, which waits for the
             # device.
             output = call_with_cache(

@@ -7,11 +7,12 @@ Nothing here may be used on a model that another thread is running.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 class _StopForwardError(Exception):
@@ -119,27 +120,49 @@ def stop_after(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def row_updates(module: nn.Module, output_factor: Tensor, input_factor: Tensor) -> Iterator[None]:
-    """Gives each row of the batch its own low-rank update of a linear module's weight.
+def row_updates(
+    module: nn.Module,
+    output_factor: Tensor,
+    input_factor: Tensor,
+    rows: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Gives rows of the batch low-rank updates of a linear module's weight, to each its own.
 
-    ``output[row] += (input[row] @ input_factor[row]ᵀ) @ output_factor[row]ᵀ``: as many edited
-    models in one forward pass as there are rows, with the weight itself as it was.
+    ``output[row] += (input[row] @ input_factor[i]ᵀ) @ output_factor[i]ᵀ``, i being the row's
+    update: as many edited models in one forward pass, with the weight itself as it was.
 
     Args:
         module: The linear module, of either weight layout.
-        output_factor: ``[rows, d_out, r]``, on the module's device.
-        input_factor: ``[rows, r, d_in]``, on the module's device.
+        output_factor: ``[updates, d_out, r]``, on the module's device.
+        input_factor: ``[updates, r, d_in]``, on the module's device.
+        rows: How many consecutive rows have each update; None: one.
     """
-    rows = output_factor.shape[0]
+    counts = [1] * len(output_factor) if rows is None else list(rows)
 
     def edit(inputs: Tensor, output: Tensor) -> Tensor:
         # Some models flatten rows and tokens before the MLP.
-        tokens = inputs.reshape(rows, -1, inputs.shape[-1]).to(input_factor.dtype)
-        update = (tokens @ input_factor.mT) @ output_factor.mT
-        return output + update.reshape(output.shape).to(output.dtype)
+        states = inputs.reshape(sum(counts), -1, inputs.shape[-1]).to(input_factor.dtype)
+        update = (_joined(states, counts) @ input_factor.mT) @ output_factor.mT
+        return output + _parted(update, counts).reshape(output.shape).to(output.dtype)
 
     with edit_output(module, edit):
         yield
+
+
+def _joined(states: Tensor, counts: Sequence[int]) -> Tensor:
+    """Consecutive rows ``[rows, t, d]`` as one, ``[len(counts), t · most, d]``."""
+    if len(set(counts)) > 1:
+        states = pad_sequence(list(states.split(list(counts))), True)
+    return states.reshape(len(counts), -1, states.shape[-1])
+
+
+def _parted(states: Tensor, counts: Sequence[int]) -> Tensor:
+    """Undoes `_joined`, but for the shape: the rows follow each other."""
+    if len(set(counts)) == 1:
+        return states
+    most = max(counts)
+    rows = states.reshape(len(counts), most, -1, states.shape[-1])
+    return torch.cat([own[:count] for own, count in zip(rows, counts, strict=True)])
 
 
 @contextlib.contextmanager
