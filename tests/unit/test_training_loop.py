@@ -14,7 +14,7 @@ from torch import Tensor
 
 from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
 from easyedit_fast.tensor_files import TensorFile
-from easyedit_fast.training.batches import BatchOrder, draws, made_ahead
+from easyedit_fast.training.batches import BatchOrder, draws
 from easyedit_fast.training.hparams import TrainingHparams
 from easyedit_fast.training.logs import read_log
 from easyedit_fast.training.loop import TrainingResult, train
@@ -37,6 +37,7 @@ class LinearMap:
         self.stops_learning = stops_learning
         self.validations = 0
         self.die_in: int | None = None
+        self.told: list[tuple[str, int, list[int]]] = []
 
     def description(self) -> dict[str, Any]:
         return {"records": self.records}
@@ -45,8 +46,12 @@ class LinearMap:
         return [{"params": [self.weight], "lr": 0.05}]
 
     def prepare(self, iteration: int, places: list[int]) -> tuple[int, list[int], Tensor]:
+        self.told.append(("prepare", iteration, places))
         noise = torch.from_numpy(draws(3, "noise", iteration).normal(size=3)).float()
         return iteration, places, noise
+
+    def read_ahead(self, iteration: int, places: list[int]) -> None:
+        self.told.append(("read ahead", iteration, places))
 
     def step(self, batch: tuple[int, list[int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         iteration, places, noise = batch
@@ -289,19 +294,13 @@ def test_an_epoch_has_every_record_once() -> None:
     assert epochs[0] != [p for n in range(3) for p in BatchOrder(12, 4, seed=2).places(n)]
 
 
-def test_batches_are_made_ahead_and_their_errors_raised() -> None:
-    made: list[int] = []
-
-    def make(number: int) -> int:
-        made.append(number)
-        if number == 3:
-            raise ValueError("third")
-        return number * number
-
-    with made_ahead(make, 1, 9) as batches, pytest.raises(ValueError, match="third"):
-        for number, batch in batches:
-            assert batch == number * number
-    assert made == [1, 2, 3]
+def test_the_next_batch_is_read_ahead(tmp_path: Path) -> None:
+    learner = LinearMap()
+    run(tmp_path, learner)
+    prepared = [told for told in learner.told if told[0] == "prepare"]
+    ahead = [told for told in learner.told if told[0] == "read ahead"]
+    assert [told[1] for told in prepared] == list(range(24))
+    assert [told[1:] for told in ahead[:-1]] == [told[1:] for told in prepared[1:]]
 
 
 def test_the_learning_rate() -> None:

@@ -90,6 +90,25 @@ def mend_trainee(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class _Draw:
+    """What is drawn for a batch.
+
+    Attributes:
+        edits: Edits in a model.
+        rephrased: Whether the edited models are asked rephrases.
+        asked: By record of the batch, the place of its prompt among the target rows.
+        probes: By record, the place of its prompt among the locality rows.
+        own: Which of the batch's records are this process's.
+    """
+
+    edits: int
+    rephrased: bool
+    asked: Sequence[int]
+    probes: Sequence[int]
+    own: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Batch:
     """This process's share of a batch.
 
@@ -245,28 +264,39 @@ class MendTrainee:
 
     def prepare(self, iteration: int, places: list[int]) -> _Batch:
         """This process's share of a batch: all that is drawn is drawn here."""
+        draw = self._drawn(iteration, places)
+        chosen = [places[at] for at in draw.own]
+        target_rows = self._rows.targets(chosen)
+        targets = target_rows
+        if draw.rephrased:
+            targets = self._rows.targets([draw.asked[at] for at in draw.own])
+        tokens = self.hparams.loc_tokens
+        return _Batch(
+            chosen,
+            target_rows,
+            targets,
+            self._rows.locality([draw.probes[at] for at in draw.own], tokens),
+            renumbered([at // draw.edits for at in draw.own]),
+            _share(self._rows.target_tokens, draw.asked, draw.own),
+            _share(self._rows.locality_tokens(tokens), draw.probes, draw.own),
+        )
+
+    def read_ahead(self, iteration: int, places: list[int]) -> None:
+        """Has the system begin to read what `prepare` takes of its cache."""
+        draw = self._drawn(iteration, places)
+        targets = {place for at in draw.own for place in (places[at], draw.asked[at])}
+        self._rows.read_ahead(sorted(targets), [draw.probes[at] for at in draw.own])
+
+    def _drawn(self, iteration: int, places: list[int]) -> _Draw:
         draw = draws(self.hparams.seed, "batch", iteration)
         most = self.hparams.edits_at_most
         edits = int((most + 1) ** draw.random()) if self.hparams.vary_n_edits else most
         rephrased = self.hparams.outer_prompts == "alternate" and iteration % 2 == 1
-        asked = [_drawn(draw, self._rows.rephrases[place]) for place in places]
-        if not rephrased:
-            asked = places
-        probes = [_drawn(draw, self._rows.localities[place]) for place in places]
+        asked = [_one_of(draw, self._rows.rephrases[place]) for place in places]
+        probes = [_one_of(draw, self._rows.localities[place]) for place in places]
         rank, ranks = rank_and_ranks()
         own = [at for at in range(len(places)) if (at // edits) % ranks == rank]
-        chosen = [places[at] for at in own]
-        target_rows = self._rows.targets(chosen)
-        locality = self._rows.locality([probes[at] for at in own], self.hparams.loc_tokens)
-        return _Batch(
-            chosen,
-            target_rows,
-            self._rows.targets([asked[at] for at in own]) if rephrased else target_rows,
-            locality,
-            renumbered([at // edits for at in own]),
-            _share(self._rows.target_tokens, asked, own),
-            _share(self._rows.locality_tokens(self.hparams.loc_tokens), probes, own),
-        )
+        return _Draw(edits, rephrased, asked if rephrased else places, probes, own)
 
     def step(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's share of the batch's loss, and of its values.
@@ -365,7 +395,7 @@ def _require_finite(places: Sequence[int], fine: Tensor) -> None:
         )
 
 
-def _drawn(draw: Any, places: Sequence[int]) -> int:
+def _one_of(draw: Any, places: Sequence[int]) -> int:
     return places[int(draw.integers(len(places)))]
 
 

@@ -229,6 +229,12 @@ class TrainingRows:
         device = self._model.device
         return LocalityRows(rows, reads.to(device), final.to(device, self._model.dtype))
 
+    def read_ahead(self, targets: Sequence[int], localities: Sequence[int]) -> None:
+        """Has the system begin to read what `targets` and `locality` take of these places."""
+        self.target_trunk.read_ahead(targets)
+        self.locality_trunk.read_ahead(localities)
+        self._final.read_ahead(localities)
+
     def _padded(self, texts: _Texts, places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         ids = [torch.from_numpy(texts.ids[place]) for place in places]
         labels = [torch.from_numpy(texts.labels[place]) for place in places]

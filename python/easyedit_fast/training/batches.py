@@ -1,17 +1,10 @@
-"""Which records make each batch, and the batches made ahead."""
+"""Which records make each batch."""
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 
 from easyedit_fast.errors import HparamsError
-
-_Batch = TypeVar("_Batch")
 
 
 class BatchOrder:
@@ -48,24 +41,3 @@ class BatchOrder:
 def draws(seed: int, purpose: str, number: int) -> np.random.Generator:
     """Random numbers of their own for each purpose and number."""
     return np.random.default_rng([seed, *purpose.encode(), number])
-
-
-@contextlib.contextmanager
-def made_ahead(
-    make: Callable[[int], _Batch], first: int, last: int
-) -> Iterator[Iterator[tuple[int, _Batch]]]:
-    """What ``make`` gives for the numbers from `first` to before `last`, each made beforehand.
-
-    A thread makes the next one while the caller uses the one before.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-
-        def batches() -> Iterator[tuple[int, _Batch]]:
-            coming = pool.submit(make, first) if first < last else None
-            for number in range(first, last):
-                assert coming is not None
-                batch = coming.result()
-                coming = pool.submit(make, number + 1) if number + 1 < last else None
-                yield number, batch
-
-        yield batches()

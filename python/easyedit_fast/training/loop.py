@@ -29,7 +29,7 @@ from easyedit_fast.processes import (
     together,
     wait_for_all,
 )
-from easyedit_fast.training.batches import BatchOrder, made_ahead
+from easyedit_fast.training.batches import BatchOrder
 from easyedit_fast.training.checkpoint import (
     Checkpoint,
     load_optimizer_tensors,
@@ -67,7 +67,11 @@ class Trainee(Protocol):
         ...
 
     def prepare(self, iteration: int, places: list[int]) -> Any:
-        """A batch; called in another thread, where the model must not be run."""
+        """A batch; all that is drawn for it depends on the iteration alone."""
+        ...
+
+    def read_ahead(self, iteration: int, places: list[int]) -> None:
+        """Told of the batch after the one that is about to run, so that it can be at hand then."""
         ...
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -232,18 +236,15 @@ class _Run:
 
     def go(self, progress: TrainingProgress | None) -> None:
         """Runs all iterations that are left."""
-
-        def make(number: int) -> tuple[list[int], Any]:
-            places = self.order.places(number)
-            return places, self.trainee.prepare(number, places)
-
-        with made_ahead(make, self.iteration, self.iterations) as batches:
-            for _, (places, batch) in batches if not self._is_over() else ():
-                values = self._iterate(places, batch)
-                if progress is not None:
-                    progress(self.iteration, self.iterations, values)
-                if self._is_over():
-                    break
+        places = self.order.places(self.iteration)
+        while not self._is_over():
+            batch = self.trainee.prepare(self.iteration, places)
+            coming = self.order.places(self.iteration + 1)
+            self.trainee.read_ahead(self.iteration + 1, coming)
+            values = self._iterate(places, batch)
+            if progress is not None:
+                progress(self.iteration, self.iterations, values)
+            places = coming
 
     def _is_over(self) -> bool:
         return self.over or self.iteration >= self.iterations

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,6 @@ from easyedit_fast.models.tracing import frozen, stop_after, watch_block
 from easyedit_fast.processes import is_first_of_machine, together
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -51,26 +51,40 @@ class TrunkCache:
 
     def __init__(
         self,
-        states: NDArray[Any],
+        file: Path,
         dtype: torch.dtype,
         lengths: Sequence[int],
+        width: int,
         key: Mapping[str, Any],
     ) -> None:
-        """Takes the bit patterns of all rows, ``[tokens, d_model]``, one row after another."""
+        """Maps the file of the values of all rows, ``[tokens, width]``, one row after another."""
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.key = key
         self._dtype = dtype
         self._ends = np.cumsum(self.lengths)
-        self._states = states
+        with file.open("rb") as opened:
+            self._mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        self._states = np.frombuffer(self._mapped, dtype=_bits(dtype)).reshape(-1, width)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> Tensor:
         """The hidden states ``[tokens, d_model]`` of a row."""
+        start, end = self._tokens_of(row)
+        return torch.from_numpy(np.array(self._states[start:end])).view(self._dtype)
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Has the system begin to read rows from the disk, and waits for none."""
+        if hasattr(self._mapped, "madvise"):  # not on Windows
+            for row in rows:
+                first, last = (place * self._states[0].nbytes for place in self._tokens_of(row))
+                first -= first % mmap.PAGESIZE
+                self._mapped.madvise(mmap.MADV_WILLNEED, first, last - first)
+
+    def _tokens_of(self, row: int) -> tuple[int, int]:
         end = int(self._ends[row])
-        own = np.array(self._states[end - int(self.lengths[row]) : end])
-        return torch.from_numpy(own).view(self._dtype)
+        return end - int(self.lengths[row]), end
 
 
 def open_trunk_cache(
@@ -169,13 +183,12 @@ def _opened(
     """The cache of a key; made by `compute`, states of the rows at some places, if need be."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     place = (folder or cache_folder() / "trunks") / name[:32]
-    shape = (sum(lengths), width)
-    bits = np.int16 if dtype.itemsize == 2 else np.int32
 
     def make() -> None:
         place.mkdir(parents=True, exist_ok=True)
         with replacing(place / _STATES) as partial:
-            states = np.memmap(partial, dtype=bits, mode="w+", shape=shape)
+            shape = (sum(lengths), width)
+            states = np.memmap(partial, dtype=_bits(dtype), mode="w+", shape=shape)
             for done in _fill(torch.from_numpy(states).view(dtype), lengths, compute):
                 if progress is not None:
                     progress(done, len(lengths))
@@ -185,8 +198,12 @@ def _opened(
         write_whole(place / _HEADER, json.dumps(header).encode())
 
     together(lambda: None if not is_first_of_machine() or _is_whole(place, key) else make())
-    kept = np.memmap(place / _STATES, dtype=bits, mode="r", shape=shape)
-    return TrunkCache(kept, dtype, lengths, key)
+    return TrunkCache(place / _STATES, dtype, lengths, width, key)
+
+
+def _bits(dtype: torch.dtype) -> type[np.generic]:
+    """As what numpy, which knows no bfloat16, reads values."""
+    return np.int16 if dtype.itemsize == 2 else np.int32
 
 
 def _fill(
