@@ -62,6 +62,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert_same(tensors_of(method.network), tensors_of(network))
 
 
+def test_any_length_of_header_is_read(tmp_path: Path) -> None:
+    """A file begins with it, so that its first byte may be that of a pickle."""
+    path = tmp_path / "editor.safetensors"
+    tensors = {"edit_lrs": torch.ones(1)}
+    first = set()
+    for length in range(0, 256, 8):  # safetensors fills headers up to eight bytes
+        write_editor(path, EditorFile(tensors, {}, {"data": "x" * length}))
+        assert_same(read_editor(path).tensors, tensors)
+        first.add(path.read_bytes()[0])
+    assert 0x80 in first
+
+
 @pytest.mark.parametrize("prefix", ["mend.", "gtn."])
 def test_a_checkpoint_of_easyedit(tmp_path: Path, prefix: str) -> None:
     """With all that theirs hold: the model's config, optimiser states, statistics."""

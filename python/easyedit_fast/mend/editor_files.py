@@ -18,6 +18,7 @@ from easyedit_fast.tensor_files import TensorFile
 
 _FILE = TensorFile("MEND editor", written_by="easyedit-fast")
 _PICKLE = b"\x80"  # the first byte of one
+_ZIP = b"PK\x03\x04"
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _OLD_PREFIX = "gtn."  # of the transforms, in MEND's own code
 
@@ -54,14 +55,15 @@ def read_editor(path: Path) -> EditorFile:
         DataFileError: It is damaged, or holds no editor.
     """
     if path.is_file():
-        if zipfile.is_zipfile(path):
-            return _read_checkpoint(path)
         with path.open("rb") as file:
-            if file.read(1) == _PICKLE:
-                raise DataFileError(
-                    f"{path} is a checkpoint of torch before 1.6; load it with torch and save it "
-                    "again"
-                )
+            head = file.read(9)
+        if head.startswith(_ZIP):
+            return _read_checkpoint(path)
+        # A safetensors file begins with the length of its header, which may be anything.
+        if head.startswith(_PICKLE) and not head.endswith(b"{"):
+            raise DataFileError(
+                f"{path} is a checkpoint of torch before 1.6; load it with torch and save it again"
+            )
     tensors, told = _FILE.read(path)
     for key in ("hparams", "card"):
         if not isinstance(told.get(key), dict):
