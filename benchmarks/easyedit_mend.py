@@ -10,6 +10,7 @@ import copy
 import importlib
 import sys
 import types
+import unittest.mock
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,13 @@ class EasyEditMend:
     """EasyEdit's ``MEND``, its training step and its ``MendRewriteExecutor``."""
 
     def __init__(
-        self, checkout: Path, model: Any, tokenizer: Any, hparams: Mapping[str, Any]
+        self,
+        checkout: Path,
+        model: Any,
+        tokenizer: Any,
+        hparams: Mapping[str, Any],
+        *,
+        learning: bool = False,
     ) -> None:
         """Imports the checkout's code and makes an untrained editor.
 
@@ -46,6 +53,8 @@ class EasyEditMend:
             model: The model; hooks of theirs stay in it.
             tokenizer: Its tokenizer.
             hparams: Our hyperparameters of training.
+            learning: Give its ``clamp(min=0)`` the gradient at 0 that it had before torch 2.15:
+                with torch's own its networks never learn.
         """
         if not (checkout / "easyeditor" / "models" / "mend").is_dir():
             raise SystemExit(f"error: {checkout} is no checkout of zjunlp/EasyEdit")
@@ -56,6 +65,8 @@ class EasyEditMend:
         sys.modules.setdefault("hydra", types.ModuleType("hydra"))
         mend = importlib.import_module("easyeditor.trainer.algs.MEND")
         sys.modules["easyeditor.trainer"].MEND = mend.MEND  # type: ignore[attr-defined]
+        if learning:
+            _mend_the_clamp(importlib.import_module("easyeditor.trainer.algs.local_nn"))
         self._losses = importlib.import_module("easyeditor.trainer.losses")
         self._backward = importlib.import_module("easyeditor.trainer.utils").safe_backward
         main = importlib.import_module("easyeditor.models.mend.mend_main")
@@ -83,8 +94,16 @@ class EasyEditMend:
             "labels": answers["input_ids"],
         }
 
-    def train_step(self, edits: Mapping[str, Any], locality: Mapping[str, Any]) -> float:
-        """What ``EditTrainer.train_step`` does, but for what it logs."""
+    def train_step(
+        self, edits: Mapping[str, Any], locality: Mapping[str, Any], *, descend: bool = True
+    ) -> float:
+        """What ``EditTrainer.train_step`` does, but for what it logs.
+
+        Args:
+            edits: A batch of edits.
+            locality: And of prompts that shall stay.
+            descend: Whether the optimisers step, or the gradients are kept for the next call.
+        """
         algorithm, config = self.algorithm, self.config
         algorithm.train()
         with torch.no_grad():
@@ -96,7 +115,9 @@ class EasyEditMend:
         loss = config.cedit * edit + config.cloc * self._losses.kl_loc_loss(
             base.detach(), changed, mask=locality["attention_mask"]
         )
-        self._backward(loss, algorithm.outer_parameters(), 1)
+        self._backward(loss, algorithm.outer_parameters(), config.accumulate_bs)
+        if not descend:
+            return float(loss.detach())
         torch.nn.utils.clip_grad_norm_(
             algorithm.outer_parameters(), config.grad_clip, error_if_nonfinite=True
         )
@@ -119,3 +140,18 @@ class EasyEditMend:
             return_orig_weights=True,
         )
         return dict(before)
+
+
+def _mend_the_clamp(local_nn: types.ModuleType) -> None:
+    """Puts ``x · (x ≥ 0)`` in the place of ``x.clamp(min=0)`` in its networks."""
+    theirs = local_nn.LRLinear.forward
+
+    def clamp(states: torch.Tensor, *, min: float) -> torch.Tensor:  # noqa: A002
+        return states * (states >= min)
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with unittest.mock.patch.object(torch.Tensor, "clamp", clamp):
+            made: torch.Tensor = theirs(*args, **kwargs)
+            return made
+
+    local_nn.LRLinear.forward = forward

@@ -65,15 +65,7 @@ def measure(checkout: Path, requests: list[EditRequest], rank: int, rounds: int)
     """The rows of one rank."""
     model, tokenizer = load_model("demo", device="cpu", dtype="float32")
     tokenizer.padding_side = "left"  # as EasyEdit sets it for MEND
-    hparams = MENDTrainingHparams(
-        inner_params=mend_rule(model, architecture_of(model)),
-        rank=rank,
-        vary_n_edits=False,
-        outer_prompts="rewrite",
-        edit_lr=-1e-4,
-        lr=1e-6,
-        batch_size=BATCH,
-    )
+    hparams = training_hparams(model, rank)
     theirs_model, _ = load_model("demo", device="cpu", dtype="float32")
     theirs = EasyEditMend(checkout, theirs_model, tokenizer, hparams.to_dict())
     with tempfile.TemporaryDirectory() as folder:
@@ -87,6 +79,19 @@ def measure(checkout: Path, requests: list[EditRequest], rank: int, rounds: int)
         editor = Editor(model, tokenizer, method="mend", hparams={"archive": str(path)})
         rows += [edit_row(theirs, editor, requests[:count], rank, rounds) for count in (1, BATCH)]
         return [*rows, isolated_row(editor, requests, rank)]
+
+
+def training_hparams(model: Any, rank: int) -> MENDTrainingHparams:
+    """What both train: ten records in one model, the loss on the rewrite prompts."""
+    return MENDTrainingHparams(
+        inner_params=mend_rule(model, architecture_of(model)),
+        rank=rank,
+        vary_n_edits=False,
+        outer_prompts="rewrite",
+        edit_lr=-1e-4,
+        lr=1e-6,
+        batch_size=BATCH,
+    )
 
 
 def step_row(
