@@ -62,7 +62,8 @@ def measure(options: argparse.Namespace) -> None:
         "mend_tradeoff",
         "MEND: the size of the steps",
         f"python benchmarks/mend_tradeoff.py --archive run/editor.safetensors --data "
-        f"{options.data.name} --offset {options.offset} --records {options.records}",
+        f"{options.data.name} --offset {options.offset} --records {options.records} "
+        f"--scales {options.scales}",
         ["lr_scale", "rewrite", "rephrase", "locality"],
         rows,
         [f"{len(requests)} records, edited alone; teacher-forced."],

@@ -29,9 +29,8 @@ def archive(demo_model: Any) -> Path:
 def test_it_is_small_and_has_a_card(archive: Path) -> None:
     assert archive.stat().st_size <= 8_000_000
     card = read_card(archive)
-    assert card["data"] == ["counterfact-train.json[:6000]", "zsre_mend_train.json[:600]"]
-    assert card["iterations"] <= 2500
-    assert card["training"]["max_iters"] == 2500
+    assert card["data"] == ["counterfact-train.json", "zsre_mend_train.json[:600]"]
+    assert card["iterations"] <= card["training"]["max_iters"] == 3500
     assert archive.with_suffix(".md").is_file()
 
 
