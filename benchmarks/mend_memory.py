@@ -106,7 +106,9 @@ def _measure(case: _Case, checkout: Path, data: Path, folder: Path) -> int:
     tokenizer.padding_side = "left"  # as EasyEdit sets it for MEND
     requests = read_requests(data, limit=max(case.records, BATCH))
     hparams = training_hparams(model, case.rank)
-    learner = MendTrainee(model, tokenizer, requests[:BATCH], requests[:1], hparams)
+    learner = MendTrainee(
+        model, tokenizer, requests[:BATCH], requests[:1], hparams, cache_folder=folder / "trunks"
+    )
     learner.step(learner.prepare(0, list(range(BATCH))))  # a mean and a deviation
     archive = folder / "editor.safetensors"
     learner.write_editor(archive, {})

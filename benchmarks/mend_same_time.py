@@ -11,6 +11,10 @@ before torch 2.15, without which they never learn. The time is that of its steps
 ``--hparams`` takes the file of our training by default, with EasyEdit's one edit a model and an
 optimiser step every ten of them. Edits by the editor are computed by our code, which gives the
 updates that theirs does (tests/parity).
+
+Its training differs from ours in what it knows to do: it asks the rewrite prompts alone, keeps the
+predictions of all tokens of the locality prompts, has no decay of the learning rate, runs in
+float32 and keeps its last editor.
 """
 
 from __future__ import annotations

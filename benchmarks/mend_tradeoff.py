@@ -1,7 +1,7 @@
 """Rewrite against locality over the size of MEND's steps, and an editor of one of these sizes.
 
     python benchmarks/mend_tradeoff.py --archive run/editor.safetensors
-        --data counterfact-val.json --offset 200 --records 300 --write 1.13 editor.safetensors
+        --data counterfact-val.json --offset 200 --records 300 --write 1.08 editor.safetensors
 
 An editor's step sizes can be scaled after its training (``lr_scale``): larger steps make edits
 hold and reach further, and disturb more beside them. Records are edited alone, and scored
@@ -20,7 +20,7 @@ from easyedit_fast import Editor, read_requests
 from easyedit_fast.mend.editor_files import read_editor, write_editor
 from easyedit_fast.models.loading import load_model
 
-SCALES = "0.5,0.7,0.85,1,1.1,1.2,1.4,1.7"
+SCALES = "0.7,0.85,1,1.08,1.2,1.4"
 
 
 def main() -> None:

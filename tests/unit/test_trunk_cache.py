@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,24 @@ def test_a_row_that_is_not_finite_is_named_and_nothing_kept(tmp_path: Path) -> N
     with pytest.raises(NonFiniteError, match=r"^record 2: its hidden states hold NaN"):
         opened(model, tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_rows_are_read_ahead_where_they_lie(tmp_path: Path) -> None:
+    model = tiny_model()
+    cache = opened(model, tmp_path, rows=[[5, 9, 17, 4, 3, 8, 11]] * 200)
+    told: list[tuple[int, int]] = []
+
+    class Mapped:
+        def madvise(self, _: int, first: int, length: int) -> None:
+            told.append((first, first + length))
+            raise OSError  # a system may refuse
+
+    real, size = cache._mapped, cache[0].nbytes
+    real.madvise(mmap.MADV_WILLNEED, 0, len(real))
+    cache._mapped = Mapped()  # type: ignore[assignment]
+    rows = [0, 57, 199]
+    cache.read_ahead(rows)
+    for row, (first, last) in zip(rows, told, strict=True):
+        assert first % mmap.PAGESIZE == 0
+        assert row * size - mmap.PAGESIZE < first <= row * size
+        assert last == (row + 1) * size <= len(real)

@@ -136,7 +136,7 @@ def nll_and_divergence(
     """Negative log-likelihood of tokens ``[n]`` and KL(base ‖ edited) ``[m]``, both in nats.
 
     The gradient flows to the edited model's logits alone. It is made on the way, a few rows at a
-    time: nothing else of the logits' size is.
+    time: going forwards nothing else of the logits' size is.
 
     Args:
         logits: ``[n + m, vocabulary]``, the edited model's: n rows for the tokens, then m.
@@ -173,7 +173,6 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        # In place: a second backward pass is refused by torch.
         return gradient * torch.cat(outer)[:, None].to(gradient.dtype), None, None
 
 
@@ -192,6 +191,7 @@ def edited_in_groups(
         tokens: By weight, how many of the tokens are each record's.
         groups: The group of each record and of the row that is run of it, from 0 in order.
     """
+    assert list(groups) == sorted(groups)  # groups' rows follow each other
     rows = list(Counter(groups).values())
     ends = [0, *itertools.accumulate(rows)]
     with contextlib.ExitStack() as stack:

@@ -212,7 +212,7 @@ class _LinearAtFirst(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         gradient = outer[0].new_zeros(*outer[0].shape[:-1], weight.shape[1])
-        gradient[: ctx.rows] = outer[0][: ctx.rows] @ weight
+        gradient[: ctx.rows] = outer[0][: ctx.rows].to(weight.dtype) @ weight
         return gradient, None, None, None
 
 

@@ -238,10 +238,11 @@ class _Run:
         """Runs all iterations that are left."""
         places = self.order.places(self.iteration)
         while not self._is_over():
+            start = time.perf_counter()
             batch = self.trainee.prepare(self.iteration, places)
             coming = self.order.places(self.iteration + 1)
             self.trainee.read_ahead(self.iteration + 1, coming)
-            values = self._iterate(places, batch)
+            values = self._iterate(places, batch, start)
             if progress is not None:
                 progress(self.iteration, self.iterations, values)
             places = coming
@@ -254,9 +255,8 @@ class _Run:
         """Time of the run so far."""
         return self._seconds_before + time.perf_counter() - self._began
 
-    def _iterate(self, places: list[int], batch: Any) -> dict[str, float]:
-        """One batch, and what is due after it."""
-        start = time.perf_counter()
+    def _iterate(self, places: list[int], batch: Any, start: float) -> dict[str, float]:
+        """One batch, which was begun with at `start`, and what is due after it."""
         self.iteration += 1
         self.not_descended += places
         try:

@@ -8,6 +8,7 @@ depends on, and made again where anything of it is not so.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -80,7 +81,8 @@ class TrunkCache:
             for row in rows:
                 first, last = (place * self._states[0].nbytes for place in self._tokens_of(row))
                 first -= first % mmap.PAGESIZE
-                self._mapped.madvise(mmap.MADV_WILLNEED, first, last - first)
+                with contextlib.suppress(OSError):  # it is no more than a hint
+                    self._mapped.madvise(mmap.MADV_WILLNEED, first, last - first)
 
     def _tokens_of(self, row: int) -> tuple[int, int]:
         end = int(self._ends[row])
