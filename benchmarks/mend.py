@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,21 @@ def training_hparams(model: Any, rank: int) -> MENDTrainingHparams:
     )
 
 
+def their_batches(theirs: EasyEditMend, requests: Sequence[EditRequest]) -> tuple[Any, Any]:
+    """The rewrite prompts and the first neighbourhood prompts of records, as EasyEdit's batches."""
+    probes = [request.locality["neighborhood"][0] for request in requests]
+    return (
+        theirs.batch([(request.prompt, request.target_new) for request in requests]),
+        theirs.batch([(probe.prompt, str(probe.ground_truth)) for probe in probes]),
+    )
+
+
 def step_row(
     theirs: EasyEditMend, learner: MendTrainee, requests: list[EditRequest], rank: int, rounds: int
 ) -> list[str]:
     """A training step."""
     chosen = requests[:BATCH]
-    edits = theirs.batch([(r.prompt, r.target_new) for r in chosen])
-    probes = [r.locality["neighborhood"][0] for r in chosen]
-    locality = theirs.batch([(p.prompt, str(p.ground_truth)) for p in probes])
+    edits, locality = their_batches(theirs, chosen)
     optimizer = torch.optim.Adam(learner.parameter_groups(), fused=True)
     parameters = list(learner.network.parameters())
 

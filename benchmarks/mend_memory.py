@@ -21,7 +21,7 @@ from typing import Any
 import report
 import torch
 from easyedit_mend import EasyEditMend
-from mend import BATCH, training_hparams
+from mend import BATCH, their_batches, training_hparams
 
 from easyedit_fast import Editor, EditRequest, read_requests
 from easyedit_fast.mend.editor_files import read_editor
@@ -150,12 +150,7 @@ def _our_step(learner: MendTrainee) -> Callable[[int], Any]:
 
 def _their_step(theirs: EasyEditMend, requests: Sequence[EditRequest]) -> Callable[[int], Any]:
     def run(records: int) -> None:
-        own = requests[:records]
-        probes = [request.locality["neighborhood"][0] for request in own]
-        theirs.train_step(
-            theirs.batch([(request.prompt, request.target_new) for request in own]),
-            theirs.batch([(probe.prompt, str(probe.ground_truth)) for probe in probes]),
-        )
+        theirs.train_step(*their_batches(theirs, requests[:records]))
 
     return run
 

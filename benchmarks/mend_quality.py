@@ -53,7 +53,8 @@ def main() -> None:
         f"MEND: quality on {options.data.name}",
         f"python benchmarks/mend_quality.py --data {options.data.name} "
         f"--records {options.records} --offset {options.offset} --sizes {options.sizes} "
-        f"--together {options.together} --ridge {options.ridge}",
+        f"--together {options.together} --ridge {options.ridge}"
+        + (f" --archive {options.archive.name}" if options.archive else ""),
         ["edits in a model", "scores", *sections],
         [[*own[:2], *own[2 : 2 + len(sections)]] for own in rows],
         [

@@ -87,7 +87,7 @@ std::vector<std::string> cpu_features() {
   if (__builtin_cpu_supports("avx2")) features.emplace_back("avx2");
   if (__builtin_cpu_supports("fma")) features.emplace_back("fma");
   if (__builtin_cpu_supports("avx512f")) features.emplace_back("avx512f");
-  if (__builtin_cpu_supports("avx512bf16")) features.emplace_back("avx512bf16");
+  if (__builtin_cpu_supports("avx512bf16")) features.emplace_back("avx512_bf16");
   if (has_amx_bf16()) features.emplace_back("amx_bf16");
 #endif
   return features;

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from easyedit_fast import Edit
+from tests.end_to_end.killing import killed_and_compared
 
 FACTS = [
     ("Oslo", "Chile"), ("Lima", "Norway"), ("Kyoto", "Kenya"), ("Nairobi", "Japan"),
@@ -178,13 +176,16 @@ def test_killed_at_random_moments_a_run_loses_nothing(
         )  # fmt: skip
         return subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
 
-    start = time.monotonic()
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    with process(whole) as run:
-        pass
-    assert run.returncode == 0
-    seconds = time.monotonic() - start
-    rng, kills, done = random.Random(0), 0, 0
+    written = [0]
+
+    def grown() -> None:
+        written.append(killed.read_bytes().count(b"\n") if killed.exists() else 0)
+        assert written[-1] >= written[-2]
+
+    def remove() -> None:
+        killed.unlink()
+        written.append(0)
 
     def compare() -> None:
         lines = results_of(whole)
@@ -194,22 +195,7 @@ def test_killed_at_random_moments_a_run_loses_nothing(
             one, other = (path.with_suffix("") / line["edit"] for path in (whole, killed))
             assert Edit.load(one).id == Edit.load(other).id
 
-    while kills < 20:
-        with process(killed) as run:
-            try:
-                run.wait(rng.uniform(0.3, 0.9) * seconds)
-            except subprocess.TimeoutExpired:
-                run.kill()
-        assert run.returncode in (0, -signal.SIGKILL)
-        kills += run.returncode != 0
-        written = killed.read_bytes().count(b"\n") if killed.exists() else 0
-        assert written >= done
-        done = written
-        if run.returncode == 0:
-            compare()
-            killed.unlink()
-            done = 0
-    with process(killed) as run:
-        pass
-    assert run.returncode == 0
-    compare()
+    killed_and_compared(
+        process, whole, killed, kills=20, earliest=0.3, compare=compare, remove=remove,
+        after_each=grown,
+    )  # fmt: skip

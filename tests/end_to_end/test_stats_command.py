@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import torch
 
 from easyedit_fast.moments import read_second_moment
+from tests.end_to_end.killing import killed_and_compared
 
 LINE = "The river runs past the old town, and nobody knows how deep it is.\n"
 JOB = """
@@ -109,22 +109,13 @@ def compare(one: Path, other: Path) -> None:
 def test_killed_at_random_moments_it_loses_nothing(
     text: Path, tmp_path: Path, demo_model: Any
 ) -> None:
-    start = time.monotonic()
-    with job(text, tmp_path / "whole"):
-        pass
-    seconds = time.monotonic() - start
-    rng, kills = random.Random(0), 0
-    while kills < 20:
-        with job(text, tmp_path / "killed") as run:
-            try:
-                run.wait(rng.uniform(0.2, 0.9) * seconds)
-            except subprocess.TimeoutExpired:
-                run.kill()
-        kills += run.returncode != 0
-        if run.returncode == 0:
-            compare(tmp_path / "whole", tmp_path / "killed")
-            for path in (tmp_path / "killed").rglob("*.npz"):
-                path.unlink()
-    with job(text, tmp_path / "killed"):
-        pass
-    compare(tmp_path / "whole", tmp_path / "killed")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def remove() -> None:
+        for path in killed.rglob("*.npz"):
+            path.unlink()
+
+    killed_and_compared(
+        functools.partial(job, text), whole, killed, kills=20, earliest=0.2,
+        compare=lambda: compare(whole, killed), remove=remove,
+    )  # fmt: skip

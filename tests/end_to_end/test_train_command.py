@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from easyedit_fast.training.logs import read_log
+from tests.end_to_end.killing import killed_and_compared
 
 KEYS: dict[str, Any] = {
     "inner_params": [f"model.layers.29.mlp.{part}_proj.weight" for part in ("up", "down")],
@@ -159,12 +159,6 @@ def process(given: list[str], out: Path, *launcher: str) -> Iterator[subprocess.
 def test_killed_at_random_moments_it_ends_with_the_same_editor(
     given: list[str], tmp_path: Path, demo_model: Any
 ) -> None:
-    start = time.monotonic()
-    with process(given, tmp_path / "whole"):
-        pass
-    seconds = time.monotonic() - start
-    rng, kills, finished = random.Random(0), 0, 0
-
     def compare() -> None:
         for name in ("editor.safetensors", "checkpoint.safetensors"):
             one, other = (load_file(tmp_path / part / name) for part in ("whole", "killed"))
@@ -172,21 +166,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_editor(
         one, other = (read_log(tmp_path / part) for part in ("whole", "killed"))
         assert [line["iteration"] for line in one] == [line["iteration"] for line in other]
 
-    while kills < 10:
-        with process(given, tmp_path / "killed") as run:
-            try:
-                run.wait(rng.uniform(0.4, 1.0) * seconds)
-            except subprocess.TimeoutExpired:
-                run.kill()
-        kills += run.returncode != 0
-        if run.returncode == 0:
-            compare()
-            finished += 1
-            for path in (tmp_path / "killed").glob("*.*"):
-                path.unlink()
-    with process(given, tmp_path / "killed"):
-        pass
-    compare()
+    def remove() -> None:
+        for path in (tmp_path / "killed").glob("*.*"):
+            path.unlink()
+
+    killed_and_compared(
+        functools.partial(process, given), tmp_path / "whole", tmp_path / "killed", kills=10,
+        earliest=0.4, compare=compare, remove=remove,
+    )  # fmt: skip
 
 
 @pytest.mark.slow

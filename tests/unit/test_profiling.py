@@ -77,16 +77,18 @@ def test_memory_is_that_of_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     if not places.reset_peak():
         pytest.skip("the peak of the resident memory cannot be reset here")
     timings = Timings()
+    # Over 32 MiB each, glibc's largest mmap threshold: smaller ones may lie in memory that the
+    # process has freed and still holds.
     with recording(PeakRecorder(places)) as recorder:
         with timings.phase("large"):
-            kept = torch.ones(32 * MIB // 4)
+            kept = torch.ones(48 * MIB // 4)
             torch.ones(96 * MIB // 4)  # freed at once
         with timings.phase("small"), timings.phase("within"):
-            torch.ones(8 * MIB // 4)
+            torch.ones(40 * MIB // 4)
     del kept
     large, small, within = recorder.spans
-    assert large.details["peak_memory"] == pytest.approx(128 * MIB, abs=4 * MIB)
-    assert small.details["peak_memory"] == pytest.approx(40 * MIB, abs=4 * MIB)
+    assert large.details["peak_memory"] == pytest.approx(144 * MIB, abs=4 * MIB)
+    assert small.details["peak_memory"] == pytest.approx(88 * MIB, abs=4 * MIB)
     assert "peak_memory" not in within.details
     monkeypatch.setattr(devices, "_CLEAR_REFS", Path("/nonexistent/clear_refs"))
     with recording(PeakRecorder(places)) as recorder, timings.phase("large"):
