@@ -1,8 +1,9 @@
-"""Writes what EasyEdit's own MEND computes on a tiny model: ``mend_easyedit.safetensors``.
+"""Writes what others' MEND computes on a tiny model: ``mend_{easyedit,original}.safetensors``.
 
-    python -m tests.parity.make_mend_reference --easyedit DIR
+    python -m tests.parity.make_mend_reference --easyedit DIR --original DIR
 
-DIR is a checkout of zjunlp/EasyEdit (14cea82 was used); the package ``higher`` must be installed.
+The folders are checkouts of zjunlp/EasyEdit (14cea82 was used) and of eric-mitchell/mend (e04fdb9);
+each is optional. The package ``higher`` must be installed.
 """
 
 from __future__ import annotations
@@ -12,100 +13,196 @@ import copy
 import importlib
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from tests.parity.mend_case import HPARAMS, LOCALITY, ROWS, TARGETS, VARIANTS, case_model
+from tests.parity.mend_case import (
+    HPARAMS,
+    INNER_PARAMS,
+    LOCALITY,
+    ROWS,
+    TARGETS,
+    VARIANTS,
+    case_model,
+)
 
 _EMPTY_PACKAGES = ("easyeditor", "easyeditor.trainer", "easyeditor.trainer.algs", "easyeditor.util")
+Batch = dict[str, torch.Tensor]
+
+
+class EasyEdit:
+    """EasyEdit's code: rows padded on the left, labels that are the targets alone."""
+
+    def __init__(self, checkout: Path) -> None:
+        for name in _EMPTY_PACKAGES:
+            package = types.ModuleType(name)
+            package.__path__ = [str(checkout.resolve().joinpath(*name.split(".")))]
+            sys.modules[name] = package
+        self._mend = importlib.import_module("easyeditor.trainer.algs.MEND").MEND
+        self.kl_loss = importlib.import_module("easyeditor.trainer.losses").kl_loc_loss
+
+    def algorithm(self, model: Any, hparams: dict[str, Any]) -> Any:
+        config = types.SimpleNamespace(
+            **hparams, device="cpu", model_parallel=False, model_name="llama", model_class="llama"
+        )
+        return self._mend(model, config, lambda: copy.deepcopy(model))
+
+    def edit_loss(self, algorithm: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = algorithm.edit_loss_fn(algorithm.config, logits, labels)["nll"]
+        return loss
+
+    def rows(self, rows: list[list[int]]) -> Batch:
+        return padded(rows, lambda row, pads: [*pads, *row])
+
+    def edits(self) -> Batch:
+        return {**self.rows(ROWS), "labels": torch.tensor(TARGETS["easyedit"])}
+
+
+class Functional(nn.Module):
+    """A model that runs with other parameters than its own."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._held = (model,)  # a tuple, so that its parameters are not listed as ours
+        self._now = dict(model.named_parameters())
+        self.handles = model.handles
+
+    def named_parameters(self, *_args: Any, **_kwargs: Any) -> Any:
+        return iter(self._now.items())
+
+    def update_params(self, parameters: list[torch.Tensor]) -> None:
+        self._now = dict(zip(self._now, parameters, strict=True))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(self._held[0], self._now, args, kwargs)
+
+
+class Original:
+    """MEND's own code: rows padded on the right, −100 where nothing is asked."""
+
+    def __init__(self, checkout: Path) -> None:
+        sys.modules.setdefault("hydra", types.ModuleType("hydra"))  # imported, not used
+        sys.path.insert(0, str(checkout.resolve()))
+        module = importlib.import_module("algs.mend")
+        # ``higher`` cannot patch the list of blocks of today's transformers.
+        module.make_functional = lambda model, in_place: Functional(model)
+        self._mend = module.MEND
+        self.kl_loss = importlib.import_module("losses").kl_loc_loss
+
+    def algorithm(self, model: Any, hparams: dict[str, Any]) -> Any:
+        config = types.SimpleNamespace(
+            edit_lr=hparams["edit_lr"],
+            mend=types.SimpleNamespace(**hparams),
+            model=types.SimpleNamespace(name="llama", inner_params=hparams["inner_params"]),
+        )
+        return self._mend(model, config, lambda: copy.deepcopy(model))
+
+    def edit_loss(self, algorithm: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = algorithm.edit_loss_fn(logits, labels)["nll"]
+        return loss
+
+    def rows(self, rows: list[list[int]]) -> Batch:
+        return padded(rows, lambda row, pads: [*row, *pads])
+
+    def edits(self) -> Batch:
+        batch = self.rows(ROWS)
+        labels = torch.full_like(batch["input_ids"], -100)
+        for own, row, target in zip(labels, ROWS, TARGETS["original"], strict=True):
+            own[len(row) - len(target) : len(row)] = torch.tensor(target)
+        return {**batch, "labels": labels}
 
 
 def main() -> None:
-    """Parses the options and writes the file."""
+    """Parses the options and writes the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--easyedit", type=Path, required=True)
-    for name in _EMPTY_PACKAGES:
-        package = types.ModuleType(name)
-        folder = parser.parse_args().easyedit.resolve().joinpath(*name.split("."))
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
-    mend = importlib.import_module("easyeditor.trainer.algs.MEND")
-    losses = importlib.import_module("easyeditor.trainer.losses")
+    peers = {"easyedit": EasyEdit, "original": Original}
+    for name in peers:
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR")
+    options = vars(parser.parse_args())
+    for name, peer in peers.items():
+        if options[name] is not None:
+            write(name, peer(options[name]))
+
+
+def write(name: str, peer: EasyEdit | Original) -> None:
+    """All variants by one peer's code."""
     tensors: dict[str, torch.Tensor] = {
         f"model.{name}": tensor.clone() for name, tensor in case_model().state_dict().items()
     }
     for variant, changes in VARIANTS.items():
-        made = run(mend, losses, {**HPARAMS, **changes})
+        made = run(peer, {**HPARAMS, **changes})
         tensors |= {f"{variant}.{name}": tensor.clone() for name, tensor in made.items()}
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
-        Path(__file__).with_name("mend_easyedit.safetensors"),
+        Path(__file__).with_name(f"mend_{name}.safetensors"),
     )
 
 
-def run(mend: Any, losses: Any, hparams: dict[str, Any]) -> dict[str, torch.Tensor]:
+def run(peer: EasyEdit | Original, hparams: dict[str, Any]) -> dict[str, torch.Tensor]:
     """One training step and one edit by their code."""
     model = case_model()
-    config = types.SimpleNamespace(
-        **hparams, device="cpu", model_parallel=False, model_name="llama", model_class="llama"
-    )
     torch.manual_seed(1)
-    algorithm = mend.MEND(model, config, lambda: copy.deepcopy(model))
+    algorithm = peer.algorithm(model, hparams)
     with torch.no_grad():  # else an identity, whose parts cannot be told apart
         for parameter in algorithm.mend.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    state = {k: v for k, v in algorithm.state_dict().items() if isinstance(v, torch.Tensor)}
-    made = {f"before.{name}": value.clone() for name, value in state.items()}
-    edit = batch(ROWS, TARGETS)
-    locality = batch(LOCALITY, None)
+    factors: list[Any] = []
+    for transform in algorithm.mend.values():
+        transform.register_forward_hook(lambda _module, _inputs, pair: factors.append(pair))
+    made = {f"before.{name}": value.clone() for name, value in state(algorithm).items()}
+    edit, locality = peer.edits(), peer.rows(LOCALITY)
     algorithm.train()
     model.eval()  # dropout is 0, but their flag switches everything
     with torch.no_grad():
         base = algorithm(**locality)
-    edited, info = algorithm.edit(edit, return_factors=True)
-    made |= named("train", info["factors"])
-    logits = edited(**edit)
-    made["loss_edit"] = algorithm.edit_loss_fn(config, logits, edit["labels"])["nll"]
-    made["loss_loc"] = losses.kl_loc_loss(base, edited(**locality), locality["attention_mask"])
-    total = config.cedit * made["loss_edit"] + config.cloc * made["loss_loc"]
-    named_parameters = {
+    edited, _ = algorithm.edit(edit)
+    made |= named("train", factors)
+    made["loss_edit"] = peer.edit_loss(algorithm, edited(**edit), edit["labels"])
+    made["loss_loc"] = peer.kl_loss(base, edited(**locality), locality["attention_mask"])
+    total = hparams["cedit"] * made["loss_edit"] + hparams["cloc"] * made["loss_loc"]
+    parameters = {
         "edit_lrs": algorithm.edit_lrs,
         **{f"mend.{name}": value for name, value in algorithm.mend.named_parameters()},
     }
-    gradients = torch.autograd.grad(total, list(named_parameters.values()))
+    gradients = torch.autograd.grad(total, list(parameters.values()))
     made |= {
-        f"gradient.{name}": gradient
-        for name, gradient in zip(named_parameters, gradients, strict=True)
+        f"gradient.{name}": gradient for name, gradient in zip(parameters, gradients, strict=True)
     }
-    state = {k: v for k, v in algorithm.state_dict().items() if isinstance(v, torch.Tensor)}
-    made |= {f"after.{name}": value for name, value in state.items()}
+    made |= {f"after.{name}": value for name, value in state(algorithm).items()}
     algorithm.eval()
-    _, info = algorithm.edit(edit, return_factors=True)
-    made |= named("eval", info["factors"])
+    factors.clear()
+    algorithm.edit(edit)
+    made |= named("eval", factors)
     return {name: tensor.detach() for name, tensor in made.items()}
 
 
-def batch(rows: list[list[int]], targets: list[list[int]] | None) -> dict[str, torch.Tensor]:
-    """Rows padded on the left, as theirs are."""
-    width = max(map(len, rows))
-    pads = [width - len(row) for row in rows]
-    made = {
-        "input_ids": torch.tensor([[0] * n + row for n, row in zip(pads, rows, strict=True)]),
+def state(algorithm: Any) -> Batch:
+    """The editor's tensors."""
+    tensors = algorithm.state_dict().items()
+    return {name: value for name, value in tensors if isinstance(value, torch.Tensor)}
+
+
+def padded(rows: list[list[int]], join: Callable[[list[int], list[int]], list[int]]) -> Batch:
+    """Rows as a batch; ``join`` says on which side the pads are."""
+    pads = [[0] * (max(map(len, rows)) - len(row)) for row in rows]
+    return {
+        "input_ids": torch.tensor([join(row, own) for row, own in zip(rows, pads, strict=True)]),
         "attention_mask": torch.tensor(
-            [[0] * n + [1] * len(row) for n, row in zip(pads, rows, strict=True)]
+            [join([1] * len(row), own) for row, own in zip(rows, pads, strict=True)]
         ),
     }
-    return made if targets is None else {**made, "labels": torch.tensor(targets)}
 
 
-def named(mode: str, factors: Any) -> dict[str, torch.Tensor]:
-    """The transformed factors by weight."""
+def named(mode: str, factors: list[Any]) -> Batch:
+    """The transformed factors by weight; they were made in the weights' order."""
     return {
         f"{mode}.{side}.{name}": tensor
-        for name, pair in factors.items()
+        for name, pair in zip(INNER_PARAMS, factors, strict=True)
         for side, tensor in zip(("x", "delta"), pair, strict=True)
     }
 

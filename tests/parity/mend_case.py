@@ -1,4 +1,4 @@
-"""The tiny case on which EasyEdit's MEND and ours are compared."""
+"""The tiny case on which the MEND of others and ours are compared."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 ROWS = [[5, 9, 17, 3, 21, 30, 8], [11, 4, 25, 7, 2]]
 """Prompts with their targets, which are the last tokens of each."""
-TARGETS = [[30, 8], [7, 2]]
+TARGETS = {"easyedit": [[30, 8], [7, 2]], "original": [[30, 8], [25, 7, 2]]}
+"""By peer: EasyEdit's labels are of one length, for their pads would count."""
 LOCALITY = [[6, 14, 29, 1], [12, 13, 22, 19, 10, 27]]
 
 

@@ -1,4 +1,4 @@
-"""MEND held to EasyEdit's own code: factors, statistics, losses and outer gradients."""
+"""MEND held to EasyEdit's code and MEND's own: factors, statistics, losses, outer gradients."""
 
 from __future__ import annotations
 
@@ -31,9 +31,15 @@ from tests.parity.mend_case import (
 Reference = dict[str, Tensor]
 
 
+@pytest.fixture(scope="module", params=list(TARGETS))
+def peer(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def tensors() -> Reference:
-    return load_file(Path(__file__).with_name("mend_easyedit.safetensors"))
+def tensors(peer: str) -> Reference:
+    return load_file(Path(__file__).with_name(f"mend_{peer}.safetensors"))
 
 
 @pytest.fixture(params=list(VARIANTS))
@@ -79,10 +85,11 @@ def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def edit_rows() -> TargetRows:
+@pytest.fixture
+def rows(peer: str) -> TargetRows:
     ids, mask = padded(ROWS)
     labels = torch.full_like(ids, -100)
-    for number, (row, target) in enumerate(zip(ROWS, TARGETS, strict=True)):
+    for number, (row, target) in enumerate(zip(ROWS, TARGETS[peer], strict=True)):
         labels[number, len(row) - len(target) : len(row)] = torch.tensor(target)
     return TargetRows.of(ids, mask, labels)
 
@@ -115,20 +122,20 @@ def assert_factors(
         assert x.shape == expected_x.shape
 
 
-def test_an_edit(model: Any, network: EditorNetwork, reference: Reference) -> None:
+def test_an_edit(
+    model: Any, network: EditorNetwork, reference: Reference, rows: TargetRows
+) -> None:
     network.load_state_dict(below(reference, "after."))
     network.eval()
-    rows = edit_rows()
     run = functools.partial(model_logits, model, rows)
     found = token_factors(run, modules(model), rows, mean_over="batch")
     assert_factors(network(found.factors), network, reference, "eval")
 
 
 def test_factors_and_statistics_in_training(
-    model: Any, network: EditorNetwork, reference: Reference
+    model: Any, network: EditorNetwork, reference: Reference, rows: TargetRows
 ) -> None:
     network.train()
-    rows = edit_rows()
     run = functools.partial(model_logits, model, rows)
     found = token_factors(run, modules(model), rows, mean_over="batch")
     made = network(found.factors)
@@ -138,9 +145,11 @@ def test_factors_and_statistics_in_training(
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
-def test_the_outer_losses(model: Any, network: EditorNetwork, reference: Reference) -> None:
+def test_the_outer_losses(
+    model: Any, network: EditorNetwork, reference: Reference, rows: TargetRows
+) -> None:
     network.train()
-    edits = kept(model, edit_rows())
+    edits = kept(model, rows)
     ids, mask = padded(LOCALITY)
     locality = kept(model, TargetRows(ids, mask, torch.full_like(ids, -100)))
     reads = mask.bool()
