@@ -21,7 +21,7 @@ from easyedit_fast.methods import Progress, method_factory
 from easyedit_fast.metrics import summarise
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.models.loading import check_tokenizer, load_model
+from easyedit_fast.models.loading import check_tokenizer, device_of, load_model
 from easyedit_fast.models.memory import (
     BatchSize,
     check_batch_size,
@@ -154,8 +154,8 @@ class Editor:
         name = name_or_path if name_or_path is not None else keys.get("model_name")
         if not name:
             raise ModelError("no model is named; give its name, its folder or 'demo'")
-        if device is None and torch.cuda.is_available():
-            device = "auto" if keys.get("model_parallel") else _device(keys.get("device"))
+        if device is None:
+            device = device_of(keys)
         if dtype is None and keys.get("fp16"):
             dtype = "float16"
         model, tokenizer = load_model(name, device=device, dtype=dtype, revision=revision)
@@ -391,8 +391,3 @@ def _loading_keys(hparams: HparamsLike) -> Mapping[str, Any]:
     if isinstance(hparams, Hparams):
         return hparams.to_dict()
     return read_yaml(find_hparams_file(hparams))
-
-
-def _device(key: int | str | None) -> str | None:
-    """EasyEdit's ``device``: the number of a GPU, or torch's name of a device."""
-    return f"cuda:{key}" if isinstance(key, int) else key

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from easyedit_fast.cli import main
+from tests.end_to_end.training import KEYS, write_records
 
 TEMPLATES = "context_templates: ['{}', 'I think. {}']\nv_num_grad_steps: 20\n"
 
@@ -34,3 +36,16 @@ def hparams(tmp_path: Path) -> Path:
     path = tmp_path / "quick.yaml"
     path.write_text(TEMPLATES)
     return path
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of a small training run: records, hyperparameters; and a cache of the test's own."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("easyedit_fast.training.trunk_cache.cache_folder", lambda: cache)
+    (tmp_path / "keys.yaml").write_text(json.dumps(KEYS))
+    return [
+        "--file", str(write_records(tmp_path / "train.jsonl", 20)),
+        "--validation", str(write_records(tmp_path / "val.jsonl", 5)),
+        "--hparams", str(tmp_path / "keys.yaml"),
+    ]  # fmt: skip

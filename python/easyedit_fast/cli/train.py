@@ -96,11 +96,12 @@ def train(
     )
     how = {"skip_bad": skip_bad, "tell": not json}
     requests, validated = _split(_numbered(file, **how), _numbered(validation or [], **how))
-    from easyedit_fast.models.loading import load_model
+    from easyedit_fast.models.loading import device_of, load_model
     from easyedit_fast.processes import own_device, rank_and_ranks
     from easyedit_fast.trainers import train_editor
 
-    loaded, tokenizer = load_model(name, device=device or own_device(), dtype=dtype)
+    place = device or own_device() or device_of(keys, spread=False)
+    loaded, tokenizer = load_model(name, device=place, dtype=dtype)
     first = rank_and_ranks()[0] == 0
     with training_bar(quiet=json or not first) as (progress, cache_progress):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,24 @@ def load_model(
     # Edits and adapters name the model: by what others can load, not by a folder of this machine.
     model.name_or_path = model.config.name_or_path = str(name_or_path)
     return model, tokenizer
+
+
+def device_of(keys: Mapping[str, Any], *, spread: bool = True) -> str | None:
+    """Where EasyEdit's keys ``device`` and ``model_parallel`` put a model, for `load_model`.
+
+    Args:
+        keys: Hyperparameters, as far as they are given.
+        spread: Whether ``model_parallel`` counts, by which the model is on all devices.
+
+    Returns:
+        None where there is no GPU, which the files take for granted, or where they do not say.
+    """
+    if not torch.cuda.is_available():
+        return None
+    if spread and keys.get("model_parallel"):
+        return "auto"
+    key: int | str | None = keys.get("device")
+    return f"cuda:{key}" if isinstance(key, int) else key
 
 
 def check_tokenizer(
