@@ -1,4 +1,4 @@
-"""Writes what others' MEND computes on a tiny model: ``mend_{easyedit,original}.safetensors``.
+"""Writes what others' MEND computes on a tiny model: ``mend_*.safetensors``.
 
     python -m tests.parity.make_mend_reference --easyedit DIR --original DIR
 
@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.parity.mend_case import (
+    CASES,
     HPARAMS,
     INNER_PARAMS,
+    LABELS,
     LOCALITY,
     ROWS,
-    TARGETS,
     VARIANTS,
     case_model,
 )
@@ -36,7 +37,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class EasyEdit:
-    """EasyEdit's code: rows padded on the left, labels that are the targets alone."""
+    """EasyEdit's code: rows padded on the left, labels for their last tokens."""
 
     def __init__(self, checkout: Path) -> None:
         for name in _EMPTY_PACKAGES:
@@ -59,8 +60,8 @@ class EasyEdit:
     def rows(self, rows: list[list[int]]) -> Batch:
         return padded(rows, lambda row, pads: [*pads, *row])
 
-    def edits(self) -> Batch:
-        return {**self.rows(ROWS), "labels": torch.tensor(TARGETS["easyedit"])}
+    def edits(self, labels: list[list[int]]) -> Batch:
+        return {**self.rows(ROWS), "labels": torch.tensor(labels)}
 
 
 class Functional(nn.Module):
@@ -109,41 +110,43 @@ class Original:
     def rows(self, rows: list[list[int]]) -> Batch:
         return padded(rows, lambda row, pads: [*row, *pads])
 
-    def edits(self) -> Batch:
+    def edits(self, labels: list[list[int]]) -> Batch:
         batch = self.rows(ROWS)
-        labels = torch.full_like(batch["input_ids"], -100)
-        for own, row, target in zip(labels, ROWS, TARGETS["original"], strict=True):
+        wanted = torch.full_like(batch["input_ids"], -100)
+        for own, row, target in zip(wanted, ROWS, labels, strict=True):
             own[len(row) - len(target) : len(row)] = torch.tensor(target)
-        return {**batch, "labels": labels}
+        return {**batch, "labels": wanted}
 
 
 def main() -> None:
     """Parses the options and writes the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    peers = {"easyedit": EasyEdit, "original": Original}
-    for name in peers:
-        parser.add_argument(f"--{name}", type=Path, metavar="DIR")
-    options = vars(parser.parse_args())
-    for name, peer in peers.items():
-        if options[name] is not None:
-            write(name, peer(options[name]))
+    parser.add_argument("--easyedit", type=Path, metavar="DIR")
+    parser.add_argument("--original", type=Path, metavar="DIR")
+    options = parser.parse_args()
+    if options.easyedit is not None:
+        peer = EasyEdit(options.easyedit)
+        write("easyedit", peer)
+        write("easyedit_labels", peer)
+    if options.original is not None:
+        write("original", Original(options.original))
 
 
-def write(name: str, peer: EasyEdit | Original) -> None:
-    """All variants by one peer's code."""
+def write(file: str, peer: EasyEdit | Original) -> None:
+    """A file's variants by a peer's code."""
     tensors: dict[str, torch.Tensor] = {
         f"model.{name}": tensor.clone() for name, tensor in case_model().state_dict().items()
     }
-    for variant, changes in VARIANTS.items():
-        made = run(peer, {**HPARAMS, **changes})
+    for variant in [variant for own, variant in CASES if own == file]:
+        made = run(peer, {**HPARAMS, **VARIANTS[variant]}, peer.edits(LABELS[file]))
         tensors |= {f"{variant}.{name}": tensor.clone() for name, tensor in made.items()}
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
-        Path(__file__).with_name(f"mend_{name}.safetensors"),
+        Path(__file__).with_name(f"mend_{file}.safetensors"),
     )
 
 
-def run(peer: EasyEdit | Original, hparams: dict[str, Any]) -> dict[str, torch.Tensor]:
+def run(peer: EasyEdit | Original, hparams: dict[str, Any], edit: Batch) -> dict[str, torch.Tensor]:
     """One training step and one edit by their code."""
     model = case_model()
     torch.manual_seed(1)
@@ -155,7 +158,7 @@ def run(peer: EasyEdit | Original, hparams: dict[str, Any]) -> dict[str, torch.T
     for transform in algorithm.mend.values():
         transform.register_forward_hook(lambda _module, _inputs, pair: factors.append(pair))
     made = {f"before.{name}": value.clone() for name, value in state(algorithm).items()}
-    edit, locality = peer.edits(), peer.rows(LOCALITY)
+    locality = peer.rows(LOCALITY)
     algorithm.train()
     model.eval()  # dropout is 0, but their flag switches everything
     with torch.no_grad():

@@ -37,11 +37,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "xavier": {"init": "xavier"},
 }
 """Changes of `HPARAMS`, each of which their code and ours compute."""
+CASES = [
+    *((file, variant) for file in ("easyedit", "original") for variant in VARIANTS),
+    ("easyedit_labels", "combine"),
+]
+"""Each file of what others compute, and the variants in it."""
 
 ROWS = [[5, 9, 17, 3, 21, 30, 8], [11, 4, 25, 7, 2]]
 """Prompts with their targets, which are the last tokens of each."""
-TARGETS = {"easyedit": [[30, 8], [7, 2]], "original": [[30, 8], [25, 7, 2]]}
-"""By peer: EasyEdit's labels are of one length, for their pads would count."""
+LABELS = {
+    "easyedit": [[30, 8], [7, 2]],
+    "easyedit_labels": [[1, 30, 8], [0, 1, 2]],
+    "original": [[30, 8], [25, 7, 2]],
+}
+"""By file, what the last tokens of each row are asked to be.
+
+EasyEdit's collate function asks for a BOS token (1) too, and for pads (0) where a target is shorter
+than others: ``easyedit_labels``. In the other two files labels are the targets' tokens alone.
+"""
 LOCALITY = [[6, 14, 29, 1], [12, 13, 22, 19, 10, 27]]
 
 

@@ -19,11 +19,12 @@ from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.tail import Tail
 from tests.parity.mend_case import (
+    CASES,
     HPARAMS,
     INNER_PARAMS,
+    LABELS,
     LOCALITY,
     ROWS,
-    TARGETS,
     VARIANTS,
     case_model,
 )
@@ -31,26 +32,20 @@ from tests.parity.mend_case import (
 Reference = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=list(TARGETS))
-def peer(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture(scope="module")
-def tensors(peer: str) -> Reference:
-    return load_file(Path(__file__).with_name(f"mend_{peer}.safetensors"))
-
-
-@pytest.fixture(params=list(VARIANTS))
-def variant(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    file, variant = request.param
+    return file, variant
 
 
 @pytest.fixture
-def reference(variant: str, tensors: Reference) -> Reference:
-    return below(tensors, f"{variant}.")
+def tensors(case: tuple[str, str]) -> Reference:
+    return load_file(Path(__file__).with_name(f"mend_{case[0]}.safetensors"))
+
+
+@pytest.fixture
+def reference(case: tuple[str, str], tensors: Reference) -> Reference:
+    return below(tensors, f"{case[1]}.")
 
 
 @pytest.fixture
@@ -61,8 +56,8 @@ def model(tensors: Reference) -> Any:
 
 
 @pytest.fixture
-def network(variant: str, reference: Reference, model: Any) -> EditorNetwork:
-    keys = {**HPARAMS, **VARIANTS[variant]}
+def network(case: tuple[str, str], reference: Reference, model: Any) -> EditorNetwork:
+    keys = {**HPARAMS, **VARIANTS[case[1]]}
     known = {name: keys[name] for name in keys if name in MENDHyperParams.model_fields}
     sizes = {name: tuple(model.get_parameter(name).T.shape) for name in INNER_PARAMS}
     made = EditorNetwork(MENDHyperParams(**known), sizes)
@@ -86,10 +81,10 @@ def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def rows(peer: str) -> TargetRows:
+def rows(case: tuple[str, str]) -> TargetRows:
     ids, mask = padded(ROWS)
     labels = torch.full_like(ids, -100)
-    for number, (row, target) in enumerate(zip(ROWS, TARGETS[peer], strict=True)):
+    for number, (row, target) in enumerate(zip(ROWS, LABELS[case[0]], strict=True)):
         labels[number, len(row) - len(target) : len(row)] = torch.tensor(target)
     return TargetRows.of(ids, mask, labels)
 
