@@ -1,25 +1,32 @@
-"""What edits by MEND are worth: one a model, and 10 and 100 in one model.
+r"""What edits by MEND are worth, one a model and 10 and 100 in one, beside others.
 
-    python benchmarks/mend_quality.py --data counterfact-edit.json --records 500
+    python benchmarks/mend_quality.py --data counterfact-edit.json --records 500 --out runs \
+        --easyedit theirs.safetensors --second-moment second_moment.npz
 
 Each record's prompts are asked of the model that holds its edit, with those of its group. The
-editor is the one that comes with the package, unless ``--archive`` names another.
+editor is the one that comes with the package, unless ``--archive`` names another; its edits share a
+model by their sum and by least squares. ``--easyedit`` is an editor of EasyEdit's own MEND, as
+``mend_same_time.py`` writes it, and ``--second-moment`` adds ROME, preset ``default``. The scores
+are kept in ``--out`` group by group; ended and started again it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import kept
 import report
 
 from easyedit_fast import Editor, EditRequest, read_requests
 from easyedit_fast.metrics import mean_interval
+from easyedit_fast.models.loading import load_model
 
-SIZES = (1, 10, 100)
-KINDS = {"teacher-forced": "", "generated": "generated"}
+KINDS = ("teacher-forced", "generated")
+SECTIONS = ("rewrite", "rephrase", "locality", "portability")
+_ISOLATED_AT_ONCE = 50
 
 
 def main() -> None:
@@ -28,35 +35,42 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--records", type=int, default=500)
     parser.add_argument("--offset", type=int, default=0)
-    parser.add_argument("--archive", type=Path)
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--together", choices=["sum", "least_squares"], default="sum")
-    parser.add_argument("--ridge", type=float, default=0.01)
+    parser.add_argument("--sizes", default="1,10,100", help="edits in a model")
+    parser.add_argument("--archive", type=Path, help="an editor of ours")
+    parser.add_argument("--easyedit", type=Path, help="an editor of EasyEdit's MEND")
+    parser.add_argument("--second-moment", type=Path, help="an .npz; adds ROME")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the scores")
     parser.add_argument("--name", default="mend_quality", help="of the table")
     options = parser.parse_args()
-    hparams = {"together": options.together, "ridge": options.ridge}
-    if options.archive is not None:
-        hparams["archive"] = options.archive
-    editor = Editor.from_pretrained("demo", method="mend", hparams=hparams)
     requests = read_requests(
         options.data, limit=options.records, offset=options.offset, on_error="skip"
     )
-    rows = []
-    for size in map(int, options.sizes.split(",")):
-        start = time.perf_counter()
-        metrics = edited(editor, requests, size)
-        print(f"{size}: {time.perf_counter() - start:.0f} s", flush=True)
-        rows += [row(metrics, size, kind) for kind in KINDS]
-    sections = ["rewrite", "rephrase", "locality", *(["portability"] if portable(requests) else [])]
+    sizes = list(map(int, options.sizes.split(",")))
+    found = [
+        (name, size, edited(editor, requests, size, options.out / f"{name}, {size}.jsonl"))
+        for name, editor in editors(options)
+        for size in sizes
+        if size > 1 or "least squares" not in name  # alone, an edit is its own
+    ]
+    sections = SECTIONS if any(request.portability for request in requests) else SECTIONS[:3]
+    rows = [
+        [name, str(size), kind, *(cell(metrics, kind, section) for section in sections)]
+        for name, size, metrics in found
+        for kind in KINDS
+    ]
+    given = {
+        "archive": options.archive,
+        "easyedit": options.easyedit,
+        "second-moment": options.second_moment,
+    }
+    named = "".join(f" --{name} {path.name}" for name, path in given.items() if path is not None)
     report.write(
         options.name,
         f"MEND: quality on {options.data.name}",
-        f"python benchmarks/mend_quality.py --data {options.data.name} "
-        f"--records {options.records} --offset {options.offset} --sizes {options.sizes} "
-        f"--together {options.together} --ridge {options.ridge}"
-        + (f" --archive {options.archive.name}" if options.archive else ""),
-        ["edits in a model", "scores", *sections],
-        [[*own[:2], *own[2 : 2 + len(sections)]] for own in rows],
+        f"python benchmarks/mend_quality.py --data {options.data.name} --records "
+        f"{options.records} --offset {options.offset} --sizes {options.sizes}{named} --out DIR",
+        ["editor", "edits in a model", "scores", *sections],
+        rows,
         [
             (
                 f"{len(requests)} records; means over the records with 95 % intervals, and "
@@ -66,38 +80,53 @@ def main() -> None:
     )
 
 
-def portable(requests: list[EditRequest]) -> bool:
-    """Whether any record has a portability prompt."""
-    return any(request.portability for request in requests)
+def editors(options: argparse.Namespace) -> Iterator[tuple[str, Editor]]:
+    """What is compared, by name."""
+    model, tokenizer = load_model("demo", device="cpu")
+    ours = {} if options.archive is None else {"archive": str(options.archive)}
+    for name, keys in (
+        ("MEND, sum", {"together": "sum"}),
+        ("MEND, least squares", {"together": "least_squares"}),
+    ):
+        yield name, Editor(model, tokenizer, method="mend", hparams={**ours, **keys})
+    if options.easyedit is not None:
+        theirs = {"archive": str(options.easyedit)}
+        yield "EasyEdit's MEND", Editor(model, tokenizer, method="mend", hparams=theirs)
+    if options.second_moment is not None:
+        yield (
+            "ROME",
+            Editor(model, tokenizer, hparams={"second_moment": str(options.second_moment)}),
+        )
 
 
-def edited(editor: Editor, requests: list[EditRequest], size: int) -> list[dict[str, Any]]:
-    """The metrics of all records, edited in groups."""
-    if size == 1:
-        return editor.edit(requests, isolated=True).metrics
-    metrics: list[dict[str, Any]] = []
-    for first in range(0, len(requests), size):
-        with editor.editing(requests[first : first + size]) as result:
-            metrics += result.metrics
-    return metrics
+def edited(
+    editor: Editor, requests: Sequence[EditRequest], size: int, path: Path
+) -> list[dict[str, Any]]:
+    """The metrics of all records, edited in groups; those that the file has are taken from it."""
+    step = size if size > 1 else _ISOLATED_AT_ONCE
+    for first in range(len(kept.read(path, requests)), len(requests), step):
+        group = requests[first : first + step]
+        if size == 1:
+            kept.add(path, first, editor.edit(group, isolated=True).metrics)
+        else:
+            with editor.editing(group) as result:
+                kept.add(path, first, result.metrics)
+        print(f"{path.stem}: {first + len(group)} of {len(requests)}", flush=True)
+    return kept.read(path, requests)
 
 
-def row(metrics: list[dict[str, Any]], size: int, kind: str) -> list[str]:
-    """Means over the records, each record's own mean first."""
-    cells = [str(size), kind]
-    for section in ("rewrite", "rephrase", "locality", "portability"):
-        values = []
-        for one in metrics:
-            post = one["post"] if kind == "teacher-forced" else one["post"]["generated"]
-            found = scores(post, section)
-            if found:
-                values.append(sum(found) / len(found))
-        if not values:
-            cells.append("")
-            continue
-        mean = mean_interval(values)
-        cells.append(f"{mean.mean:.3f} ({mean.low:.3f} – {mean.high:.3f}), {mean.count}")
-    return cells
+def cell(metrics: Sequence[dict[str, Any]], kind: str, section: str) -> str:
+    """The mean over the records, each record's own mean first; empty where none has a score."""
+    values = []
+    for one in metrics:
+        post = one["post"] if kind == "teacher-forced" else one["post"]["generated"]
+        found = scores(post, section)
+        if found:
+            values.append(sum(found) / len(found))
+    if not values:
+        return ""
+    mean = mean_interval(values)
+    return f"{mean.mean:.3f} ({mean.low:.3f} – {mean.high:.3f}), {mean.count}"
 
 
 def scores(post: dict[str, Any], section: str) -> list[float]:

@@ -2,8 +2,8 @@
 
     python benchmarks/mend_same_time.py --easyedit DIR --data counterfact-train.json
         --seconds 1500 --out theirs.safetensors
-    python benchmarks/mend_quality.py --data counterfact-edit.json --archive theirs.safetensors
-        --name mend_quality_easyedit
+    python benchmarks/mend_quality.py --data counterfact-edit.json --out runs
+        --easyedit theirs.safetensors
 
 DIR is a checkout of zjunlp/EasyEdit; it needs ``pip install higher`` too. Its networks and its
 training step are its own, but for one thing: ``clamp(min=0)`` gets the gradient at 0 that it had

@@ -14,12 +14,12 @@ differences are paired: the same records under both presets.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import kept
 import report
 
 from easyedit_fast import Editor, EditRequest, read_requests
@@ -61,8 +61,7 @@ def _edit(requests: Sequence[EditRequest], options: argparse.Namespace) -> None:
         device="cpu",
     )
     path = _path(options, options.preset)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = len(_read(path, requests)) if path.is_file() else 0
+    done = len(kept.read(path, requests))
     for first in range(done, len(requests), options.batch_size):
         batch = requests[first : first + options.batch_size]
         result = editor.edit(batch, isolated=True)
@@ -71,14 +70,8 @@ def _edit(requests: Sequence[EditRequest], options: argparse.Namespace) -> None:
             "second_moment": moment is not None,
             "batch_size": options.batch_size,
         }
-        lines = [
-            json.dumps({**metrics, **shared, "record": first + place, "steps": _steps(details)})
-            for place, (metrics, details) in enumerate(
-                zip(result.metrics, result.details, strict=True)
-            )
-        ]
-        with path.open("a") as file:
-            file.write("\n".join(lines) + "\n")
+        more = [{**shared, "steps": _steps(details)} for details in result.details]
+        kept.add(path, first, result.metrics, more)
         print(f"{options.preset}: {first + len(batch)} of {len(requests)}", flush=True)
 
 
@@ -91,21 +84,8 @@ def _path(options: argparse.Namespace, preset: str) -> Path:
     return folder / f"{preset}.jsonl"
 
 
-def _read(path: Path, requests: Sequence[EditRequest]) -> list[dict[str, Any]]:
-    """The records of a preset's file, cut where a line was not written to its end."""
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if len(whole) < len(text):
-        path.write_text(whole)
-    records = [json.loads(line) for line in whole.splitlines()]
-    for place, (record, request) in enumerate(zip(records, requests, strict=False)):
-        if record["record"] != place or record["requested_rewrite"] != request.to_dict():
-            raise SystemExit(f"error: line {place + 1} of {path} is of another data file; move it")
-    return records[: len(requests)]
-
-
 def _write_table(requests: Sequence[EditRequest], options: argparse.Namespace) -> None:
-    runs = {preset: _read(_path(options, preset), requests) for preset in _PRESETS}
+    runs = {preset: kept.read(_path(options, preset), requests) for preset in _PRESETS}
     count = min(map(len, runs.values()))
     if count < len(requests):
         raise SystemExit(f"error: only {count} records are there for all presets; edit the rest")
