@@ -5,7 +5,7 @@ r"""What edits by MEND are worth, one a model and 10 and 100 in one, beside othe
 
 Each record's prompts are asked of the model that holds its edit, with those of its group. The
 editor is the one that comes with the package, unless ``--archive`` names another; its edits share a
-model by their sum and by least squares. ``--easyedit`` is an editor of EasyEdit's own MEND, as
+model in each of the ways that it knows. ``--easyedit`` is an editor of EasyEdit's own MEND, as
 ``mend_same_time.py`` writes it, and ``--second-moment`` adds ROME, preset ``default``. The scores
 are kept in ``--out`` group by group; ended and started again it goes on.
 """
@@ -50,7 +50,7 @@ def main() -> None:
         (name, size, edited(editor, requests, size, options.out / f"{name}, {size}.jsonl"))
         for name, editor in editors(options)
         for size in sizes
-        if size > 1 or "least squares" not in name  # alone, an edit is its own
+        if size > 1 or "MEND, " not in name  # alone, an edit is its own
     ]
     sections = SECTIONS if any(request.portability for request in requests) else SECTIONS[:3]
     rows = [
@@ -84,19 +84,16 @@ def editors(options: argparse.Namespace) -> Iterator[tuple[str, Editor]]:
     """What is compared, by name."""
     model, tokenizer = load_model("demo", device="cpu")
     ours = {} if options.archive is None else {"archive": str(options.archive)}
-    for name, keys in (
-        ("MEND, sum", {"together": "sum"}),
-        ("MEND, least squares", {"together": "least_squares"}),
-    ):
-        yield name, Editor(model, tokenizer, method="mend", hparams={**ours, **keys})
+    yield "MEND", Editor(model, tokenizer, method="mend", hparams=ours)
     if options.easyedit is not None:
-        theirs = {"archive": str(options.easyedit)}
+        theirs = {"archive": str(options.easyedit), "together": "sum"}
         yield "EasyEdit's MEND", Editor(model, tokenizer, method="mend", hparams=theirs)
     if options.second_moment is not None:
-        yield (
-            "ROME",
-            Editor(model, tokenizer, hparams={"second_moment": str(options.second_moment)}),
-        )
+        moment = {"second_moment": str(options.second_moment)}
+        yield "ROME", Editor(model, tokenizer, hparams=moment)
+    for way in ("least_squares", "sum"):
+        hparams = {**ours, "together": way}
+        yield f"MEND, {way}", Editor(model, tokenizer, method="mend", hparams=hparams)
 
 
 def edited(

@@ -53,7 +53,11 @@ def test_easyedits_own_keys_load_in_silence(tmp_path: Path) -> None:
         hparams = MENDTrainingHparams.from_yaml(tmp_path / "t.yaml")
     assert (hparams.lr, hparams.edit_lr, hparams.lr_lr) == (1e-6, 1e-4, 1e-4)
     assert hparams.edits_at_most == 1
-    assert set(hparams.for_edits()) == set(MENDHyperParams.model_fields) - {"archive"}
+    assert set(hparams.for_edits()) == set(MENDHyperParams.model_fields) - {
+        "archive",
+        "together",
+        "ridge",
+    }
 
 
 @pytest.mark.parametrize(

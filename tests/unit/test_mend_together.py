@@ -1,11 +1,11 @@
-"""Edits together: the sum of their updates, and MALMEN's least squares."""
+"""Edits together: the sum of their updates, MALMEN's least squares, and the corrected sum."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from easyedit_fast.mend.together import least_squares, summed
+from easyedit_fast.mend.together import corrected_sum, least_squares, summed
 from easyedit_fast.updates import LowRankUpdate
 
 
@@ -52,3 +52,40 @@ def test_each_edit_keeps_its_moves() -> None:
         torch.testing.assert_close(
             update @ own["w"].T, edit["w"].dense() @ own["w"].T, rtol=1e-3, atol=1e-4
         )
+
+
+@pytest.mark.parametrize(("tokens", "rank"), [([1, 1], 4), ([4, 5, 6], 5)])
+@pytest.mark.parametrize("ridge", [1e-3, 0.3])
+def test_the_corrected_sum_is_the_minimum(tokens: list[int], rank: int, ridge: float) -> None:
+    """Its gradient is zero there, with fewer tokens than inputs and with more."""
+    edits, inputs = edits_and_inputs(tokens, 7)
+    found = corrected_sum(edits, inputs, ridge)["w"]
+    assert found.rank == rank
+    total = summed(edits)["w"].dense().double()
+    keys = torch.cat([own["w"] for own in inputs]).double().T
+    wanted = torch.cat(
+        [edit["w"].dense() @ own["w"].T for edit, own in zip(edits, inputs, strict=True)], dim=1
+    ).double()
+    nearest = torch.linalg.lstsq((total @ keys).reshape(-1, 1), wanted.reshape(-1, 1)).solution
+    share = nearest.clamp(0, 1).sqrt()
+    penalty = ridge * keys.square().sum() / sum(tokens)
+    update = found.dense().double().requires_grad_(True)
+    loss = penalty * (update - share * total).square().sum()
+    loss = loss + (update @ keys - wanted).square().sum()
+    (gradient,) = torch.autograd.grad(loss, update)
+    assert gradient.norm() <= 1e-4 * loss.sqrt()
+
+
+def test_the_corrected_sum_of_one_edit_is_that_edit() -> None:
+    edits, inputs = edits_and_inputs([3], 7)
+    found = corrected_sum(edits, inputs, 0.01)["w"].dense()
+    torch.testing.assert_close(found, edits[0]["w"].dense(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_corrected_sum_of_nothing_is_nothing() -> None:
+    """Step sizes of zero give updates of zero."""
+    edits, inputs = edits_and_inputs([2, 3], 7)
+    nothing = [
+        {"w": LowRankUpdate(0 * edit["w"].output_factor, edit["w"].input_factor)} for edit in edits
+    ]
+    assert not corrected_sum(nothing, inputs, 0.01)["w"].dense().any()

@@ -113,9 +113,8 @@ def test_a_validation_tells_what_the_editor_does(
     learner.network.zero_grad()
     values = learner.validate()
     learner.write_editor(tmp_path / "e.safetensors", {})
-    editor = Editor(
-        *demo_model, method="mend", hparams={"archive": str(tmp_path / "e.safetensors")}
-    )
+    keys = {"archive": str(tmp_path / "e.safetensors"), "together": "sum"}
+    editor = Editor(*demo_model, method="mend", hparams=keys)
     scores = []
     records = requests()
     for first in range(0, len(records), size):

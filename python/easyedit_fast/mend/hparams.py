@@ -62,8 +62,9 @@ class MENDHyperParams(Hparams):
         inner_params: Names of the edited weights, e.g. ``model.layers.27.mlp.up_proj.weight``.
         edit_lr: What the learned step size of each weight starts from.
         lr_scale: Factor of every step size, as in the code of ROME's baselines.
-        together: How edits share a model: ``sum``, or MALMEN's ``least_squares``.
-        ridge: λ of the latter, in units of the mean squared norm of the tokens' inputs.
+        together: How edits share a model: their ``sum``, as in EasyEdit; MALMEN's
+            ``least_squares``; ``corrected``: the sum, mended by least squares.
+        ridge: λ of these two, in units of the mean squared norm of the tokens' inputs.
         n_hidden: Hidden layers of the network.
         rank: Of the network's weights, at most.
         init: ``id``: each layer adds to what it gets, and adds nothing at first; ``xavier``.
@@ -88,7 +89,7 @@ class MENDHyperParams(Hparams):
     inner_params: list[str] = pydantic.Field(min_length=1)
     edit_lr: Float = 1e-4
     lr_scale: Float = 1.0
-    together: Literal["sum", "least_squares"] = "sum"
+    together: Literal["corrected", "least_squares", "sum"] = "corrected"
     ridge: PositiveFloat = 0.01
     n_hidden: Annotated[int, pydantic.Field(ge=0, le=64)] = 1
     rank: PositiveInt = 1920
@@ -159,6 +160,6 @@ class MENDTrainingHparams(TrainingHparams, MENDHyperParams):
         return self
 
     def for_edits(self) -> dict[str, object]:
-        """Those that an edit depends on, as `MENDHyperParams` takes them."""
-        wanted = set(MENDHyperParams.model_fields) - {"archive"}
+        """Those that the editor was made with, as `MENDHyperParams` takes them."""
+        wanted = set(MENDHyperParams.model_fields) - {"archive", "together", "ridge"}
         return {name: value for name, value in self.to_dict().items() if name in wanted}

@@ -28,7 +28,7 @@ from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, t
 from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.modules import edited_modules, network_of, weight_sizes
 from easyedit_fast.mend.shipped import shipped_editor
-from easyedit_fast.mend.together import least_squares, summed
+from easyedit_fast.mend.together import corrected_sum, least_squares, summed
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.limits import (
@@ -71,8 +71,8 @@ class _Computed:
 class Mend:
     """MEND with a trained editor network (Mitchell et al., arXiv 2110.11309).
 
-    A request's update does not depend on the others. Edits together are the sum of what each of
-    them would be alone, or its least squares (`mend.together`).
+    A request's update does not depend on the others. How several of them share a model is a
+    hyperparameter (`mend.together`).
 
     Attributes:
         name: ``mend``.
@@ -186,7 +186,7 @@ class Mend:
         failures = Failures() if failures is None else failures
         size = self.requests_at_once(requests) if batch_size == "auto" else batch_size
         found: dict[int, _Computed] = {}
-        keep_inputs = not isolated and self.hparams.together == "least_squares"
+        keep_inputs = not isolated and self.hparams.together != "sum"
 
         def run(places: Sequence[int]) -> None:
             found.update(self._batch(requests, places, failures, timings, keep_inputs))
@@ -207,9 +207,10 @@ class Mend:
     def _joined(self, own: Sequence[_Computed]) -> dict[str, LowRankUpdate]:
         """One update for several requests."""
         edits = [one.updates for one in own]
-        if len(own) > 1 and self.hparams.together == "least_squares":
-            return least_squares(edits, [one.inputs for one in own], self.hparams.ridge)
-        return summed(edits)
+        if len(own) == 1 or self.hparams.together == "sum":
+            return summed(edits)
+        join = least_squares if self.hparams.together == "least_squares" else corrected_sum
+        return join(edits, [one.inputs for one in own], self.hparams.ridge)
 
     def _batch(
         self,
