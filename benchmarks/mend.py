@@ -77,8 +77,10 @@ def measure(checkout: Path, requests: list[EditRequest], rank: int, rounds: int)
         path = Path(folder) / "editor.safetensors"
         learner.write_editor(path, {})
         theirs.load(learner.state_dict())
-        editor = Editor(model, tokenizer, method="mend", hparams={"archive": str(path)})
-        rows += [edit_row(theirs, editor, requests[:count], rank, rounds) for count in (1, BATCH)]
+        for way, count in (("sum", 1), ("sum", BATCH), ("corrected", BATCH)):
+            keys = {"archive": str(path), "together": way}
+            editor = Editor(model, tokenizer, method="mend", hparams=keys)
+            rows.append(edit_row(theirs, editor, requests[:count], rank, rounds))
         return [*rows, isolated_row(editor, requests, rank)]
 
 
@@ -196,7 +198,8 @@ def edit_row(
             for name, one in timed.items():
                 seconds[name] += one
     ratio = median_ratio(seconds["EasyEdit"], seconds["ours"])
-    what = "1 edit" if len(requests) == 1 else f"{len(requests)} edits together"
+    way = editor.method.used_hparams()["together"]
+    what = "1 edit" if len(requests) == 1 else f"{len(requests)} edits together, {way}"
     return [
         str(rank),
         what,

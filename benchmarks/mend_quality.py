@@ -6,8 +6,9 @@ r"""What edits by MEND are worth, one a model and 10 and 100 in one, beside othe
 Each record's prompts are asked of the model that holds its edit, with those of its group. The
 editor is the one that comes with the package, unless ``--archive`` names another; its edits share a
 model in each of the ways that it knows. ``--easyedit`` is an editor of EasyEdit's own MEND, as
-``mend_same_time.py`` writes it, and ``--second-moment`` adds ROME, preset ``default``. The scores
-are kept in ``--out`` group by group; ended and started again it goes on.
+``mend_same_time.py`` writes it; its edits are made and summed by our code, each with a mean over
+its own target's tokens, where EasyEdit takes one over all. ``--second-moment`` adds ROME, preset
+``default``. The scores are kept in ``--out`` group by group; ended and started again it goes on.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def main() -> None:
         [
             (
                 f"{len(requests)} records; means over the records with 95 % intervals, and "
-                "how many records count."
+                "how many records count. Edits by EasyEdit's MEND that share a model are summed "
+                "by our code."
             )
         ],
     )
@@ -101,15 +103,17 @@ def edited(
 ) -> list[dict[str, Any]]:
     """The metrics of all records, edited in groups; those that the file has are taken from it."""
     step = size if size > 1 else _ISOLATED_AT_ONCE
-    for first in range(len(kept.read(path, requests)), len(requests), step):
+    settings = editor.method.settings() | {"hparams": editor.method.used_hparams()}
+    done = len(kept.read(path, requests, step, settings))
+    for first in range(done, len(requests), step):
         group = requests[first : first + step]
         if size == 1:
-            kept.add(path, first, editor.edit(group, isolated=True).metrics)
+            kept.add(path, first, editor.edit(group, isolated=True).metrics, settings)
         else:
             with editor.editing(group) as result:
-                kept.add(path, first, result.metrics)
+                kept.add(path, first, result.metrics, settings)
         print(f"{path.stem}: {first + len(group)} of {len(requests)}", flush=True)
-    return kept.read(path, requests)
+    return kept.read(path, requests, 1, settings)
 
 
 def cell(metrics: Sequence[dict[str, Any]], kind: str, section: str) -> str:

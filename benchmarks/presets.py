@@ -61,17 +61,17 @@ def _edit(requests: Sequence[EditRequest], options: argparse.Namespace) -> None:
         device="cpu",
     )
     path = _path(options, options.preset)
-    done = len(kept.read(path, requests))
+    settings = {
+        "layers": editor.method.settings()["layers"],
+        "second_moment": moment is not None,
+        "batch_size": options.batch_size,
+    }
+    done = len(kept.read(path, requests, options.batch_size, settings))
     for first in range(done, len(requests), options.batch_size):
         batch = requests[first : first + options.batch_size]
         result = editor.edit(batch, isolated=True)
-        shared = {
-            "layers": editor.method.settings()["layers"],
-            "second_moment": moment is not None,
-            "batch_size": options.batch_size,
-        }
-        more = [{**shared, "steps": _steps(details)} for details in result.details]
-        kept.add(path, first, result.metrics, more)
+        more = [{"steps": _steps(details)} for details in result.details]
+        kept.add(path, first, result.metrics, settings, more)
         print(f"{options.preset}: {first + len(batch)} of {len(requests)}", flush=True)
 
 
@@ -96,7 +96,7 @@ def _write_table(requests: Sequence[EditRequest], options: argparse.Namespace) -
     ]
     steps = [statistics.fmean(record["steps"] for record in run) for run in runs.values()]
     rows.append(["steps", *(f"{mean:.1f}" for mean in steps), "", ""])
-    first = runs[_PRESETS[0]][0]
+    first = runs[_PRESETS[0]][0]["settings"]
     moment = "with the second moment" if first["second_moment"] else "C = I"
     report.write(
         f"presets_{count}",

@@ -40,7 +40,7 @@ def hparams(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Of a small training run: records, hyperparameters; and a cache of the test's own."""
+    """Of a small training run: records and hyperparameters; this process has a cache of its own."""
     cache = tmp_path / "cache"
     monkeypatch.setattr("easyedit_fast.training.trunk_cache.cache_folder", lambda: cache)
     (tmp_path / "keys.yaml").write_text(json.dumps(KEYS))

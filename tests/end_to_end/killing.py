@@ -42,8 +42,10 @@ def killed_and_compared(
     assert run.returncode == 0
     seconds = time.monotonic() - began
     rng = random.Random(0)
-    done = 0
+    done = runs = 0
     while done < kills:
+        runs += 1
+        assert runs <= 5 * kills, "most runs end before they are killed"
         with start(killed) as run:
             try:
                 run.wait(rng.uniform(earliest, 1) * seconds)

@@ -86,15 +86,21 @@ def test_they_go_on_where_one_was_killed(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    first, second = (launched(rank, port, options, folder) for rank in (0, 1))
-    while not (folder / "log.jsonl").exists() or len(read_log(folder)) < 3:
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.05)
-    second.kill()
-    second.communicate()
-    _, errors = first.communicate(timeout=120)
-    assert first.returncode not in (0, None), errors
-    assert len(read_log(folder)) < 30
+    both = [launched(rank, port, options, folder) for rank in (0, 1)]
+    try:
+        deadline = time.monotonic() + 240
+        while lines_of(folder) < 3:
+            assert time.monotonic() < deadline
+            assert [one.poll() for one in both] == [None, None]
+            time.sleep(0.05)
+        both[1].kill()
+        _, errors = both[0].communicate(timeout=120)
+        assert both[0].returncode not in (0, None), errors
+    finally:
+        for one in both:
+            one.kill()
+            one.communicate()
+    assert lines_of(folder) < 30
     with process(options, folder, *LAUNCHER, "-m"):
         pass
     told = folder.with_suffix(".err").read_text()
@@ -103,6 +109,12 @@ def test_they_go_on_where_one_was_killed(
     for name in ("editor.safetensors", "checkpoint.safetensors"):
         one, other = (load_file(tmp_path / part / name) for part in ("whole", "killed"))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def lines_of(folder: Path) -> int:
+    """Of the log so far; its first line comes with what describes the run."""
+    log = folder / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def launched(rank: int, port: int, options: list[str], out: Path) -> subprocess.Popen[str]:

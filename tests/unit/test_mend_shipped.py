@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from easyedit_fast import Editor, read_requests
 from easyedit_fast.errors import HparamsError
 from easyedit_fast.mend import Mend
-from easyedit_fast.mend.editor_files import read_card
+from easyedit_fast.mend.editor_files import read_card, read_editor, write_editor
+from easyedit_fast.mend.hparams import HOW_EDITS_SHARE
+from easyedit_fast.mend.mend import resolve_mend_hparams
 from easyedit_fast.mend.shipped import shipped_editor
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
@@ -32,6 +35,17 @@ def test_it_is_small_and_has_a_card(archive: Path) -> None:
     assert card["data"] == ["counterfact-train.json", "zsre_mend_train.json[:600]"]
     assert card["iterations"] <= card["training"]["max_iters"] == 3500
     assert archive.with_suffix(".md").is_file()
+
+
+def test_a_file_has_no_say_in_how_edits_share_a_model(archive: Path, tmp_path: Path) -> None:
+    editor = read_editor(archive)
+    assert not HOW_EDITS_SHARE & set(editor.hparams)
+    path = tmp_path / "editor.safetensors"
+    hparams = {**editor.hparams, "together": "sum", "ridge": 3.0}
+    write_editor(path, dataclasses.replace(editor, hparams=hparams))
+    for given, expected in (({}, "corrected"), ({"together": "sum"}, "sum")):
+        resolved, _ = resolve_mend_hparams({"archive": str(path), **given})
+        assert (resolved.together, resolved.ridge) == (expected, 0.01)
 
 
 def test_another_model_has_none() -> None:

@@ -52,6 +52,10 @@ _OF_TRAINING = frozenset(
 """Keys of EasyEdit's files that have no meaning for an edit."""
 
 
+HOW_EDITS_SHARE = frozenset({"together", "ridge"})
+"""Keys of the use of an editor, which its file and its training have no say in."""
+
+
 class MENDHyperParams(Hparams):
     """What MEND's editor network is made of, and which weights it edits.
 
@@ -161,5 +165,5 @@ class MENDTrainingHparams(TrainingHparams, MENDHyperParams):
 
     def for_edits(self) -> dict[str, object]:
         """Those that the editor was made with, as `MENDHyperParams` takes them."""
-        wanted = set(MENDHyperParams.model_fields) - {"archive", "together", "ridge"}
+        wanted = set(MENDHyperParams.model_fields) - {"archive"} - HOW_EDITS_SHARE
         return {name: value for name, value in self.to_dict().items() if name in wanted}

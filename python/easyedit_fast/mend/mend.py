@@ -25,7 +25,7 @@ from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.mend.editor_files import EditorFile, read_editor
 from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, token_factors
-from easyedit_fast.mend.hparams import MENDHyperParams
+from easyedit_fast.mend.hparams import HOW_EDITS_SHARE, MENDHyperParams
 from easyedit_fast.mend.modules import edited_modules, network_of, weight_sizes
 from easyedit_fast.mend.shipped import shipped_editor
 from easyedit_fast.mend.together import corrected_sum, least_squares, summed
@@ -307,8 +307,9 @@ def resolve_mend_hparams(
             f"{archive} does not say which weights it edits, as checkpoints of other packages do "
             "not; give the hyperparameters that it was trained with, inner_params among them"
         )
+    own = {name: key for name, key in editor.hparams.items() if name not in HOW_EDITS_SHARE}
     try:
-        resolved = MENDHyperParams(**{**editor.hparams, **given, "archive": str(archive)})
+        resolved = MENDHyperParams(**{**own, **given, "archive": str(archive)})
     except HparamsError as error:
         raise HparamsError(f"{source} over {archive}: {error}") from None
     return resolved.came_from(f"{archive}; {source}"), editor

@@ -12,10 +12,10 @@ What the editor learned to do at other wordings is lost in it, for S sees these 
 
     S = argmin ‖S U - D‖² + λ ‖S - √c Σ‖²,   c = ⟨Σ U, D⟩ / ‖Σ U‖².
 
-c is the scale at which the sum is nearest to D: 1 for a lone edit, whose own update S then is, and
-the less the more the edits drown each other. Its root was chosen by the scores of validation
-records. Here an edit's tokens are all of its prompt and target, and λ is measured by their mean
-squared norm.
+c, cut to [0, 1], is the scale at which the sum is nearest to D: 1 for a lone edit, whose own update
+S then is, and the less the more the edits drown each other. Its root was chosen by the scores of
+validation records. Here an edit's tokens are all of its prompt and target, and λ is measured by
+their mean squared norm.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def least_squares(
         ridge: λ in units of the tokens' mean squared norm.
 
     Returns:
-        By weight, an update whose rank is the number of tokens, or d_in where that is less.
+        By weight, an update whose rank is the number of tokens, or the weight's smaller side where
+        that is less.
 
     Raises:
         NonFiniteError: It is not finite.
@@ -81,10 +82,13 @@ def _by_weight(
     inputs: Sequence[Mapping[str, Tensor]],
     ridge: float,
 ) -> dict[str, LowRankUpdate]:
-    return {
-        name: make([edit[name] for edit in edits], [own[name].float() for own in inputs], ridge)
-        for name in edits[0]
-    }
+    made: dict[str, LowRankUpdate] = {}
+    for name, first in edits[0].items():
+        # The modules of a model that is spread are on several devices, the editor on one.
+        device = first.input_factor.device
+        own = [one[name].to(device, torch.float32) for one in inputs]
+        made[name] = _with_least_rank(make([edit[name] for edit in edits], own, ridge))
+    return made
 
 
 def _sum(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
@@ -108,15 +112,14 @@ def _corrected(
     wanted, keys = _moves(updates, inputs), torch.cat(list(inputs))
     total = _sum(updates)
     made = _move(total, keys)
-    nearest = (made * wanted).sum() / made.square().sum().clamp_min(torch.finfo().tiny)
-    share = nearest.clamp(0, 1).sqrt()
-    output, input_ = _fit(wanted - share * made, keys, ridge)
-    corrected = LowRankUpdate(
-        torch.cat([share * total.output_factor, output], dim=1),
+    c = (made * wanted).sum() / made.square().sum().clamp_min(torch.finfo(made.dtype).tiny)
+    root = c.clamp(0, 1).sqrt()
+    output, input_ = _fit(wanted - root * made, keys, ridge)
+    return LowRankUpdate(
+        torch.cat([root * total.output_factor, output], dim=1),
         torch.cat([total.input_factor, input_]),
         total.weight_layout,
     )
-    return _with_least_rank(corrected)
 
 
 def _moves(updates: Sequence[LowRankUpdate], inputs: Sequence[Tensor]) -> Tensor:

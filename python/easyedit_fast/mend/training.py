@@ -16,7 +16,7 @@ from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, Recor
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.mend.editor_files import EditorFile, read_editor, write_editor
-from easyedit_fast.mend.hparams import MENDTrainingHparams
+from easyedit_fast.mend.hparams import HOW_EDITS_SHARE, MENDTrainingHparams
 from easyedit_fast.mend.losses import OuterLosses, TailRows, outer_losses
 from easyedit_fast.mend.modules import (
     edited_modules,
@@ -225,7 +225,7 @@ class MendTrainee:
             for rows in (self._rows, self._validation)
         ]
         hparams = self.hparams.to_dict()
-        for name in ("results_dir", "device", "model_name", "model_parallel"):
+        for name in ("results_dir", "device", "model_name", "model_parallel", *HOW_EDITS_SHARE):
             hparams.pop(name)
         archive = self.hparams.archive
         return {
