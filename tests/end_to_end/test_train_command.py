@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from easyedit_fast.mend.editor_files import read_card
 from easyedit_fast.training.logs import read_log
 from tests.end_to_end.killing import killed_and_compared
 from tests.end_to_end.training import process
@@ -57,6 +58,30 @@ def test_parts_of_files(run: Any, options: list[str], tmp_path: Path) -> None:
     assert header["about"]["validation_records"] == 1
     assert header["about"]["data"] == ["train.jsonl[2:8]", "train.jsonl[10:]"]
     assert json.loads(text)["plot"] is None
+
+
+def test_records_without_a_locality_prompt_can_be_left_out(
+    run: Any, options: list[str], tmp_path: Path
+) -> None:
+    path = Path(options[1])
+    good = [json.loads(line) for line in path.read_text().splitlines()]
+    bare = {key: good[0][key] for key in ("prompt", "subject", "target_new")}
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (bare, *good)))
+    more = ["--out", tmp_path / "run", "--max-iters", "1", "--no-plot"]
+    code, _, err = run("train", *options, *more, "--skip-bad")
+    assert code == 0
+    assert "warning: left out: record 0 of train.jsonl: has no locality prompt" in err
+    header = json.loads((tmp_path / "run" / "log.jsonl.run.json").read_text())
+    assert header["about"]["records"] == 20
+
+
+def test_the_demo_model_has_hyperparameters_of_its_own(
+    run: Any, options: list[str], tmp_path: Path
+) -> None:
+    more = ["--out", tmp_path / "run", "--max-iters", "1", "--no-plot"]
+    code, _, err = run("train", *options[:4], *more)
+    assert (code, err) == (0, "")
+    assert read_card(tmp_path / "run" / "editor.safetensors")["training"]["rank"] == 96
 
 
 @pytest.mark.parametrize(

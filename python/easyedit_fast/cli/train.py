@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.training.loop import TrainingResult
 
+_OF_THE_DEMO_MODEL = "TRAINING/MEND/smollm2-135m"
+
 
 def train(
     file: Annotated[
@@ -55,7 +57,8 @@ def train(
     hparams: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Hyperparameters: a YAML file, or a name such as TRAINING/MEND/llama-7b."
+            help="Hyperparameters: a YAML file, or a name such as TRAINING/MEND/llama-7b; unless "
+            "given, the demo model has its own, and another model EasyEdit's defaults."
         ),
     ] = None,
     max_iters: Annotated[
@@ -87,6 +90,8 @@ def train(
     from easyedit_fast.methods import trainee_factory
 
     trainee_factory(method)
+    if hparams is None and model in (None, "demo"):
+        hparams = _OF_THE_DEMO_MODEL
     keys = _keys(hparams, max_iters)
     if dtype is None and keys.get("half"):
         dtype = "bfloat16"
@@ -100,9 +105,9 @@ def train(
     from easyedit_fast.processes import own_device, rank_and_ranks
     from easyedit_fast.trainers import train_editor
 
+    first = rank_and_ranks()[0] == 0
     place = device or own_device() or device_of(keys, spread=False)
     loaded, tokenizer = load_model(name, device=place, dtype=dtype)
-    first = rank_and_ranks()[0] == 0
     with training_bar(quiet=json or not first) as (progress, cache_progress):
         try:
             result = train_editor(
@@ -149,13 +154,18 @@ class _Numbered:
         return f"record {self.number} of {self.path.name}"
 
 
-def _numbered(files: list[str], **how: bool) -> list[_Numbered]:
+def _numbered(files: list[str], *, skip_bad: bool, tell: bool) -> list[_Numbered]:
     found: list[_Numbered] = []
     for name in files:
         path, first, last = _slice(name)
         limit = None if last is None else last - first
-        own = records_of(path, limit=limit, offset=first, **how).requests
-        found += [_Numbered(*pair) for pair in zip(own, repeat(path), own.records, strict=False)]
+        own = records_of(path, limit=limit, offset=first, skip_bad=skip_bad, tell=tell).requests
+        for one in map(_Numbered, own, repeat(path), own.records):
+            if skip_bad and not any(one.request.locality.values()):
+                if tell:
+                    print_warning(f"left out: {one}: has no locality prompt")
+                continue
+            found.append(one)
     return found
 
 

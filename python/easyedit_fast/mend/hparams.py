@@ -13,6 +13,11 @@ _OF_TRAINING = frozenset(
     {
         "lr",
         "lr_lr",
+        "lr_decay",
+        "n_edits",
+        "vary_n_edits",
+        "outer_prompts",
+        "loc_tokens",
         "cedit",
         "cloc",
         "cbase",
@@ -49,7 +54,7 @@ _OF_TRAINING = frozenset(
         "alg",
     }
 )
-"""Keys of EasyEdit's files that have no meaning for an edit."""
+"""Keys of training, EasyEdit's and ours, which have no meaning for an edit."""
 
 
 HOW_EDITS_SHARE = frozenset({"together", "ridge"})

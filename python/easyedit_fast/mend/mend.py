@@ -130,6 +130,9 @@ class Mend:
             "archive": self.hparams.archive,
             "archive_sha256": self._archive_sha256,
             "inner_params": list(self.hparams.inner_params),
+            "lr_scale": self.hparams.lr_scale,
+            "together": self.hparams.together,
+            "ridge": self.hparams.ridge,
         }
 
     def used_hparams(self) -> dict[str, Any]:
@@ -297,7 +300,9 @@ def resolve_mend_hparams(
         path = _archive(hparams.archive, shipped)
         return hparams.model_copy(deep=True, update={"archive": str(path)}), read_editor(path)
     if hparams is None or isinstance(hparams, Mapping):
-        given, source = dict(hparams or {}), "given"
+        given = dict(hparams or {})
+        own_keys = ", ".join(name for name in given if name != "archive")
+        source = f"given: {own_keys}" if own_keys else ""
     else:
         given, source = read_yaml(find_hparams_file(hparams)), os.fspath(hparams)
     archive = _archive(given.get("archive"), shipped)
@@ -312,7 +317,7 @@ def resolve_mend_hparams(
         resolved = MENDHyperParams(**{**own, **given, "archive": str(archive)})
     except HparamsError as error:
         raise HparamsError(f"{source} over {archive}: {error}") from None
-    return resolved.came_from(f"{archive}; {source}"), editor
+    return resolved.came_from("; ".join(filter(None, [str(archive), source]))), editor
 
 
 def _archive(path: object, shipped: Callable[[], Path | None]) -> Path:
