@@ -122,7 +122,8 @@ def _measure(case: _Case, checkout: Path, data: Path, folder: Path) -> int:
         run = _our_step(learner)
     else:
         del learner
-        editor = Editor(model, tokenizer, method="mend", hparams={"archive": str(archive)})
+        keys = {"archive": str(archive), "together": "sum"}  # as EasyEdit does
+        editor = Editor(model, tokenizer, method="mend", hparams=keys)
         run = lambda count: editor.edit(requests[:count], evaluate=False).edit.revert()  # noqa: E731
     run(1)
     devices = Devices.of(model)

@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--archive", type=Path, help="an editor of ours")
     parser.add_argument("--easyedit", type=Path, help="an editor of EasyEdit's MEND")
     parser.add_argument("--second-moment", type=Path, help="an .npz; adds ROME")
+    parser.add_argument("--only", help="some of the editors, by the table's names, with commas")
     parser.add_argument("--out", type=Path, required=True, help="folder of the scores")
     parser.add_argument("--name", default="mend_quality", help="of the table")
     options = parser.parse_args()
@@ -50,6 +51,7 @@ def main() -> None:
     found = [
         (name, size, edited(editor, requests, size, options.out / f"{name}, {size}.jsonl"))
         for name, editor in editors(options)
+        if options.only is None or name in options.only.split(",")
         for size in sizes
         if size > 1 or "MEND, " not in name  # alone, an edit is its own
     ]
@@ -69,7 +71,9 @@ def main() -> None:
         options.name,
         f"MEND: quality on {options.data.name}",
         f"python benchmarks/mend_quality.py --data {options.data.name} --records "
-        f"{options.records} --offset {options.offset} --sizes {options.sizes}{named} --out DIR",
+        f"{options.records} --offset {options.offset} --sizes {options.sizes}{named} "
+        + (f'--only "{options.only}" ' if options.only else "")
+        + "--out DIR",
         ["editor", "edits in a model", "scores", *sections],
         rows,
         [
