@@ -1,0 +1,1 @@
+"""SERAC: an edit memory, a scope classifier and a counterfactual model."""

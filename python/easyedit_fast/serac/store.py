@@ -1,0 +1,267 @@
+"""The edits of a memory on disk: one SQLite file, a row an edit, never written over."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError
+from easyedit_fast.requests import EditRequest
+
+_APPLICATION_ID = 0x65656631  # "eef1"
+_VERSION = 1
+_PATIENCE = 30.0
+"""Seconds that a writer waits for others."""
+
+_BLOCK = 4096
+"""Rows that are read at once."""
+
+_SCHEMA = (
+    """CREATE TABLE edits (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        added TEXT NOT NULL,
+        encoder TEXT NOT NULL,
+        request TEXT NOT NULL,
+        embedding BLOB NOT NULL
+    )""",
+    """CREATE TABLE removals (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        edit INTEGER NOT NULL UNIQUE REFERENCES edits (id),
+        removed TEXT NOT NULL
+    )""",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+    f"PRAGMA user_version = {_VERSION}",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredEdit:
+    """An edit as it is kept.
+
+    Attributes:
+        id: Its number, which no other edit of its store ever has.
+        request: The edit request.
+        embedding: ``[d]`` float32, of its prompt.
+        encoder: Fingerprint of the encoder that made the embedding.
+        added: When it was added: UTC, ISO 8601.
+    """
+
+    id: int
+    request: EditRequest
+    embedding: Tensor
+    encoder: str
+    added: str
+
+
+class EditStore(Protocol):
+    """Where edits are kept; what a server's database would have to offer.
+
+    Other processes may write to it: a reader asks for what came after what it knows.
+    """
+
+    def add(self, requests: Sequence[EditRequest], embeddings: Tensor, encoder: str) -> list[int]:
+        """Keeps edits, all or none; on return they outlive the process. Gives their ids, rising."""
+        ...
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Takes edits out, all or none."""
+        ...
+
+    def added_after(self, last_id: int) -> Iterator[StoredEdit]:
+        """The edits with a higher id that were not removed, by rising ids."""
+        ...
+
+    def removed_after(self, last_number: int) -> list[tuple[int, int]]:
+        """The removals with a higher number, by rising numbers: number and id of the edit."""
+        ...
+
+    def close(self) -> None:
+        """Ends the use of it."""
+        ...
+
+
+class SqliteStore:
+    """Edits in an SQLite file, in WAL mode: one writer at a time, and readers beside it.
+
+    Rows are only ever added: a removal is a row too. One object serves the threads of a process,
+    one after another.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, *, read_only: bool = False) -> None:
+        """Opens a file, or makes it where there is none.
+
+        Args:
+            path: The file; None keeps the edits in memory alone.
+            read_only: Refuse to write; the file must be there.
+
+        Raises:
+            MissingFileError: There is no such file or folder.
+            DataFileError: The file is damaged, of another kind, or of a newer version.
+        """
+        self._path = "the memory" if path is None else str(path)
+        self._lock = threading.Lock()
+        if path is not None:
+            _require_place(Path(path), must_be_there=read_only)
+        mode = "memory" if path is None else "ro" if read_only else "rwc"
+        place = "" if path is None else Path(path).absolute().as_uri()
+        with self._refusing():
+            self._connection = sqlite3.connect(
+                f"{place or 'file:'}?mode={mode}",
+                uri=True,
+                timeout=_PATIENCE,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                self._prepare(read_only)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self, read_only: bool) -> None:
+        """Makes the tables where the file is empty, and checks them where it is not."""
+        if not read_only:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            with self._writing():
+                if self._number("PRAGMA schema_version") == 0:
+                    for statement in _SCHEMA:
+                        self._connection.execute(statement)
+        if self._number("PRAGMA application_id") != _APPLICATION_ID:
+            raise DataFileError(f"{self._path} is no edit memory; give another file")
+        version = self._number("PRAGMA user_version")
+        if version > _VERSION:
+            raise DataFileError(
+                f"{self._path} is of version {version} and this package knows {_VERSION}; update "
+                "easyedit-fast"
+            )
+
+    def add(self, requests: Sequence[EditRequest], embeddings: Tensor, encoder: str) -> list[int]:
+        """As `EditStore.add`; ``embeddings`` are ``[edits, d]``, kept in float32.
+
+        Raises:
+            DataFileError: The file cannot be written.
+        """
+        now = _now()
+        rows = embeddings.detach().to("cpu", torch.float32).numpy().astype("<f4")
+        ids = []
+        with self._lock, self._refusing(), self._writing():
+            for request, row in zip(requests, rows, strict=True):
+                text = json.dumps(request.to_dict(), ensure_ascii=False)
+                done = self._connection.execute(
+                    "INSERT INTO edits (added, encoder, request, embedding) VALUES (?, ?, ?, ?)",
+                    (now, encoder, text, row.tobytes()),
+                )
+                ids.append(int(done.lastrowid or 0))
+        return ids
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """As `EditStore.remove`.
+
+        Raises:
+            EditStateError: An edit is not there, or was removed before.
+            DataFileError: The file cannot be written.
+        """
+        now = _now()
+        with self._lock, self._refusing(), self._writing():
+            for edit in ids:
+                done = self._connection.execute(
+                    "INSERT INTO removals (edit, removed) SELECT id, ? FROM edits "
+                    "WHERE id = ? AND id NOT IN (SELECT edit FROM removals)",
+                    (now, edit),
+                )
+                if not done.rowcount:
+                    raise EditStateError(
+                        f"edit {edit} is not in {self._path}; nothing was removed; list the edits "
+                        "to see their numbers"
+                    )
+
+    def added_after(self, last_id: int) -> Iterator[StoredEdit]:
+        """As `EditStore.added_after`.
+
+        Raises:
+            DataFileError: A row is damaged.
+        """
+        while True:
+            rows = self._rows(
+                "SELECT id, request, embedding, encoder, added FROM edits "
+                "WHERE id > ? AND id NOT IN (SELECT edit FROM removals) ORDER BY id LIMIT ?",
+                (last_id, _BLOCK),
+            )
+            for row in rows:
+                yield self._edit(*row)
+            if len(rows) < _BLOCK:
+                return
+            last_id = rows[-1][0]
+
+    def removed_after(self, last_number: int) -> list[tuple[int, int]]:
+        """As `EditStore.removed_after`."""
+        return self._rows(
+            "SELECT number, edit FROM removals WHERE number > ? ORDER BY number", (last_number,)
+        )
+
+    def close(self) -> None:
+        """As `EditStore.close`."""
+        with self._lock:
+            self._connection.close()
+
+    def _edit(self, id_: int, request: str, embedding: bytes, encoder: str, added: str) -> Any:
+        try:
+            made = EditRequest.from_dict(json.loads(request))
+            values = np.frombuffer(embedding, dtype="<f4").astype(np.float32)
+        except ValueError as error:
+            raise DataFileError(f"{self._path}: edit {id_} is damaged: {error}") from None
+        return StoredEdit(id_, made, torch.from_numpy(values), encoder, added)
+
+    def _rows(self, query: str, values: tuple[int, ...]) -> list[Any]:
+        with self._lock, self._refusing():
+            return self._connection.execute(query, values).fetchall()
+
+    def _number(self, query: str) -> int:
+        return int(self._connection.execute(query).fetchone()[0])
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction, which begins as the only writer and ends whole or not at all."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # not where SQLite has ended it by itself
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """One line for whatever SQLite says."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise DataFileError(f"{self._path}: {error}") from error
+
+
+def _require_place(path: Path, *, must_be_there: bool) -> None:
+    if not path.parent.is_dir():
+        raise MissingFileError(f"there is no folder {str(path.parent)!r}; create it first")
+    if path.is_dir():
+        raise DataFileError(f"{path} is a folder; give a file")
+    if must_be_there and not path.exists():
+        raise MissingFileError(f"there is no file {str(path)!r}; give an edit memory")
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.timezone.utc).isoformat(timespec="milliseconds")

@@ -1,0 +1,252 @@
+"""The edit memory: what is kept, what is found, and what processes do to each other."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from easyedit_fast import EditRequest, read_requests
+from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError, RequestError
+from easyedit_fast.serac.memory import EditMemory, Precision
+from easyedit_fast.serac.store import SqliteStore
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class WordEncoder:
+    """Sums of vectors of the prompts' words; prompts that share words are near each other."""
+
+    def __init__(self, heads: int = 1, name: str = "words") -> None:
+        self.fingerprint = name
+        self.size = 24
+        self.heads = heads
+
+    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.stack([sum(map(self._word, prompt.split())) for prompt in prompts])
+
+    def _word(self, word: str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
+        return torch.randn(self.size, generator=generator)
+
+
+def request(number: int) -> EditRequest:
+    return EditRequest(f"The capital of Land{number} is", f"Land{number}", f"Town{number}")
+
+
+def requests(count: int, first: int = 0) -> list[EditRequest]:
+    return [request(number) for number in range(first, first + count)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "edits.sqlite"
+
+
+def test_edits_are_kept_as_they_are(path: Path) -> None:
+    whole = EditRequest.from_dict(
+        {
+            "prompt": "Die Hauptstadt von {} ist",
+            "subject": "Österreich",
+            "target_new": "Łódź",
+            "ground_truth": "Wien",
+            "rephrase_prompt": ["Österreichs Hauptstadt:"],
+            "locality": {"neighborhood": {"prompt": ["Bern ist"], "ground_truth": ["schön"]}},
+        }
+    )
+    memory = EditMemory(SqliteStore(path), WordEncoder())
+    assert memory.add([whole, request(1)]) == [1, 2]
+    again = EditMemory(SqliteStore(path), WordEncoder())
+    first, second = again
+    assert (first.request, second.request) == (whole, request(1))
+    assert torch.equal(first.embedding, WordEncoder().embed([whole.prompt])[0])
+    assert first.encoder == "words"
+    assert again.get(2).request == request(1)
+
+
+def test_ids_are_never_given_again(path: Path) -> None:
+    memory = EditMemory(SqliteStore(path), WordEncoder())
+    memory.add(requests(3))
+    memory.remove([3, 1])
+    assert [edit.id for edit in memory] == [2]
+    assert memory.add(request(7)) == [4]
+    assert [edit.id for edit in EditMemory(SqliteStore(path), WordEncoder())] == [2, 4]
+    with pytest.raises(EditStateError, match="edit 3 is not in"):
+        memory.remove([2, 3])
+    with pytest.raises(EditStateError, match="edit 1 is not in"):
+        memory.get(1)
+    assert len(memory) == 2, "all or none"
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_the_nearest_are_those_of_plain_distances(precision: Precision, heads: int) -> None:
+    """Whatever was added and removed in between."""
+    encoder = WordEncoder(heads)
+    memory = EditMemory(SqliteStore(None), encoder, precision=precision)
+    chosen = random.Random(0)
+    for first in range(0, 300, 50):
+        memory.add(requests(50, first))
+        memory.remove(chosen.sample([edit.id for edit in memory], 20))
+    kept = list(memory)
+    rows = torch.stack([edit.embedding for edit in kept])
+    queries = encoder.embed([f"capital of Land{number}" for number in range(0, 300, 7)])
+    parts, others = (one.view(len(one), 1, heads, -1) for one in (queries, rows))
+    expected = (parts - others.transpose(0, 1)).square().sum(-1).amin(-1)
+    for found, distances in zip(memory.nearest(queries, 3), expected, strict=True):
+        least = distances.sort().values[:3]
+        tolerance = 1e-4 if precision == "float32" else 0.3
+        assert [one.squared_distance for one in found] == pytest.approx(
+            least.tolist(), abs=tolerance
+        )
+        for one in found:
+            place = next(at for at, edit in enumerate(kept) if edit.id == one.edit.id)
+            assert distances[place] == pytest.approx(one.squared_distance, abs=tolerance)
+
+
+def test_searching_by_prompt() -> None:
+    memory = EditMemory(SqliteStore(None), WordEncoder())
+    assert memory.search("The capital of Land3 is") == []
+    memory.add(requests(20))
+    found = memory.search("The capital of Land3 is", 2)
+    assert found[0].edit.request == request(3)
+    assert found[0].squared_distance == pytest.approx(0, abs=1e-4)
+    assert len(memory.search("capital", 100)) == 20
+
+
+def test_export_and_import(tmp_path: Path) -> None:
+    memory = EditMemory(SqliteStore(None), WordEncoder())
+    memory.add(requests(5))
+    memory.remove(2)
+    memory.export(tmp_path / "edits.jsonl")
+    other = EditMemory(SqliteStore(None), WordEncoder(name="others"))
+    other.add(read_requests(tmp_path / "edits.jsonl"))
+    assert [edit.request for edit in other] == [request(number) for number in (0, 2, 3, 4)]
+
+
+def test_bad_requests_and_other_encoders(path: Path) -> None:
+    memory = EditMemory(SqliteStore(path), WordEncoder())
+    with pytest.raises(RequestError, match="field 'target_new'"):
+        memory.add([{"prompt": "The capital of Peru is", "subject": "Peru"}])
+    memory.add(request(1))
+    with pytest.raises(EditStateError, match="embedded by the encoder words, and this one is new"):
+        EditMemory(SqliteStore(path), WordEncoder(name="new"))
+
+
+def test_files_that_are_no_memory(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(MissingFileError, match="there is no folder"):
+        SqliteStore(tmp_path / "nowhere" / "edits.sqlite")
+    with pytest.raises(MissingFileError, match="there is no file"):
+        SqliteStore(path, read_only=True)
+    with pytest.raises(DataFileError, match="is a folder"):
+        SqliteStore(tmp_path)
+    path.write_text("no database, but long enough to be taken for one" * 50)
+    with pytest.raises(DataFileError, match=r"edits\.sqlite: file is not a database"):
+        SqliteStore(path)
+    other = tmp_path / "other.sqlite"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE edits (id INTEGER)")
+    with pytest.raises(DataFileError, match="is no edit memory"):
+        SqliteStore(other)
+    SqliteStore(tmp_path / "new.sqlite").close()
+    with sqlite3.connect(tmp_path / "new.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 9")
+    with pytest.raises(DataFileError, match="of version 9 and this package knows 1"):
+        SqliteStore(tmp_path / "new.sqlite")
+
+
+def test_a_damaged_row_is_named(path: Path) -> None:
+    EditMemory(SqliteStore(path), WordEncoder()).add(requests(2))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE edits SET request = 'no JSON' WHERE id = 2")
+    with pytest.raises(DataFileError, match="edit 2 is damaged"):
+        EditMemory(SqliteStore(path), WordEncoder())
+
+
+def test_a_reader_changes_nothing(path: Path) -> None:
+    EditMemory(SqliteStore(path), WordEncoder()).add(requests(2))
+    reader = EditMemory(SqliteStore(path, read_only=True), WordEncoder())
+    assert len(reader) == 2
+    with pytest.raises(DataFileError, match="readonly"):
+        reader.add(request(5))
+    assert len(reader) == 2
+
+
+def test_threads_lose_nothing(path: Path) -> None:
+    memory = EditMemory(SqliteStore(path), WordEncoder())
+    reader = EditMemory(SqliteStore(path, read_only=True), WordEncoder())
+    failed: list[BaseException] = []
+
+    def write(first: int) -> None:
+        try:
+            for number in range(first, first + 10):
+                (id_,) = memory.add(request(number))
+                assert memory.get(id_).request == request(number)
+                reader.refresh()
+                near = reader.search(request(number).prompt, 1)
+                assert near[0].edit.request == request(number)
+        except BaseException as error:  # noqa: BLE001  told below
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in range(0, 80, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not failed
+    assert sorted(edit.request.prompt for edit in memory) == sorted(
+        one.prompt for one in requests(80)
+    )
+
+
+WRITER = """
+import sys
+from easyedit_fast.serac.memory import EditMemory
+from easyedit_fast.serac.store import SqliteStore
+from tests.unit.test_serac_memory import WordEncoder, request
+
+memory = EditMemory(SqliteStore(sys.argv[1]), WordEncoder())
+for number in range(int(sys.argv[2]), 10**6):
+    print(*memory.add(request(number)), number, flush=True)
+"""
+
+
+def test_killed_at_random_moments_it_keeps_what_it_acknowledged(path: Path, tmp_path: Path) -> None:
+    """Another process reads meanwhile; at most one edit is there beyond those acknowledged."""
+    script = tmp_path / "writer.py"
+    script.write_text(WRITER)
+    chosen = random.Random(0)
+    acknowledged: dict[int, int] = {}
+    for kill in range(5):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(
+            [sys.executable, str(script), str(path), str(1000 * kill)],
+            env=environment, stdout=subprocess.PIPE, text=True,
+        ) as writer:  # fmt: skip
+            assert writer.stdout is not None
+            lines = [writer.stdout.readline()]
+            reader = EditMemory(SqliteStore(path, read_only=True), WordEncoder())
+            timer = threading.Timer(chosen.uniform(0.01, 0.2), writer.kill)
+            timer.start()
+            lines += writer.stdout.readlines()
+        assert writer.returncode == -signal.SIGKILL
+        for line in lines:
+            if line.endswith("\n"):
+                id_, number = map(int, line.split())
+                acknowledged[id_] = number
+        reader.refresh()
+        kept = {edit.id: edit.request for edit in reader}
+        assert len(kept) <= len(acknowledged) + kill + 1
+        for id_, number in acknowledged.items():
+            assert kept[id_] == request(number)
+    assert len(acknowledged) >= 5
