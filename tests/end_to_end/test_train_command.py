@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from easyedit_fast.mend.editor_files import read_card
 from easyedit_fast.training.logs import read_log
 from tests.end_to_end.killing import killed_and_compared
-from tests.end_to_end.training import process
+from tests.end_to_end.training import KEYS, process
 
 
 def test_an_editor_is_trained_and_used(run: Any, options: list[str], tmp_path: Path) -> None:
@@ -94,6 +94,8 @@ def test_the_demo_model_has_hyperparameters_of_its_own(
         (["--method", "rome"], "rome needs no training"),
         (["--method", "mned"], "did you mean 'mend'"),
         (["--dtype", "float16"], "gradients vanish in float16"),
+        (["--hparams", "ROME/llama-7b"], "is for 'ROME' (alg_name), not for MEND"),
+        (["--hparams", "MEND/nope"], "TRAINING/MEND/ with one of: baichuan-7b, "),
         (["--file", "TRAIN[:3]"], "3 records for batches of 4"),
     ],
 )
@@ -110,6 +112,22 @@ def test_bad_input_is_one_line(
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"n_edits": 9}, "n_edits (9) is more than the batch has (4); raise batch_size"),
+        ({"half": "yes"}, "half: must be a valid boolean, got 'yes'"),
+    ],
+)
+def test_hyperparameters_are_checked_before_the_model_is_loaded(
+    run: Any, options: list[str], keys: dict[str, Any], message: str
+) -> None:
+    path = Path(options[5])
+    path.write_text(json.dumps({**KEYS, **keys}))
+    code, out, err = run("train", *options, "--model", "nowhere/at/all")
+    assert (code, out, err) == (2, "", f"error: {path}: {message}\n")
 
 
 @pytest.mark.slow

@@ -87,12 +87,9 @@ def train(
         from easyedit_fast.plots import require_matplotlib
 
         require_matplotlib()
-    from easyedit_fast.methods import trainee_factory
-
-    trainee_factory(method)
     if hparams is None and model in (None, "demo"):
         hparams = _OF_THE_DEMO_MODEL
-    keys = _keys(hparams, max_iters)
+    keys = _keys(method, hparams, max_iters)
     if dtype is None and keys.get("half"):
         dtype = "bfloat16"
     name = model or keys.get("model_name") or "demo"
@@ -133,13 +130,21 @@ def train(
         _report(result, _plot(result, plot, f"{method} for {name}"), json=json)
 
 
-def _keys(hparams: str | None, max_iters: int | None) -> dict[str, Any]:
-    from easyedit_fast.hparams import find_hparams_file, read_yaml
+def _keys(method: str, hparams: str | None, max_iters: int | None) -> dict[str, Any]:
+    """The hyperparameters that are given, checked before the model is loaded."""
+    from easyedit_fast.hparams import find_hparams_file, named, read_yaml, require_method
+    from easyedit_fast.methods import trainee_factory, training_keys
 
-    keys = {} if hparams is None else read_yaml(find_hparams_file(hparams))
+    trainee_factory(method)  # one that is unknown is named first
+    keys: dict[str, Any] = {}
+    if hparams is not None:
+        folder = f"TRAINING/{method.upper()}"
+        keys = read_yaml(find_hparams_file(hparams, folder))
+        require_method(keys, method, hparams, folder)
     if max_iters is not None:
         keys["max_iters"] = max_iters
-    return keys
+    with named(hparams or "given"):
+        return training_keys(method, keys)
 
 
 @dataclasses.dataclass(frozen=True)
