@@ -36,6 +36,16 @@ def test_an_editor_is_trained_and_used(run: Any, options: list[str], tmp_path: P
         "edit", "--method", "mend", "--archive", report["editor"], *edit, "--json"
     )
     assert (code, err) == (0, "")
+    for archive, remedy in (
+        (out, f"is a folder; name its editor: {report['editor']}"),
+        (tmp_path, "is a folder; name the file of an editor"),
+        (
+            out / "checkpoint.safetensors",
+            "is a training checkpoint, and no MEND editor; name the editor.safetensors beside it",
+        ),
+    ):
+        refused = run("edit", "--method", "mend", "--archive", archive, *edit)
+        assert refused == (2, "", f"error: {archive} {remedy}\n")
 
 
 def test_parts_of_files(run: Any, options: list[str], tmp_path: Path) -> None:
@@ -97,6 +107,8 @@ def test_the_demo_model_has_hyperparameters_of_its_own(
         (["--hparams", "ROME/llama-7b"], "is for 'ROME' (alg_name), not for MEND"),
         (["--hparams", "MEND/nope"], "TRAINING/MEND/ with one of: baichuan-7b, "),
         (["--file", "TRAIN[:3]"], "3 records for batches of 4"),
+        (["--file", "."], ".: is no regular file; name a .json or .jsonl file"),
+        (["--out", "/proc/run/1"], "--out: '/proc/run/1' cannot be made in '/proc' ("),
     ],
 )
 def test_bad_input_is_one_line(
@@ -108,7 +120,7 @@ def test_bad_input_is_one_line(
     bad.write_text("".join(f"{json.dumps(line)}\n" for line in (good, bare)))
     change = [part.replace("TRAIN", options[1]).replace("BAD", str(bad)) for part in change]
     kept = [part for at, part in enumerate(options) if options[at - at % 2] != change[0]]
-    code, out, err = run("train", *kept, *change, "--out", tmp_path / "run")
+    code, out, err = run("train", "--out", tmp_path / "run", *kept, *change)
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1

@@ -82,7 +82,6 @@ def train(
     Example: easyedit-fast train --method mend --model demo --file counterfact-train.json
     --validation counterfact-val.json --out run/ --plot
     """
-    require_folder_path(out, "--out")
     if plot:
         from easyedit_fast.plots import require_matplotlib
 
@@ -96,6 +95,7 @@ def train(
     folder = out or Path(
         keys.get("results_dir") or "./results", "models", method.upper(), Path(name).name
     )
+    require_folder_path(folder, "--out" if out else "results_dir")
     how = {"skip_bad": skip_bad, "tell": not json}
     requests, validated = _split(_numbered(file, **how), _numbered(validation or [], **how))
     from easyedit_fast.models.loading import device_of, load_model

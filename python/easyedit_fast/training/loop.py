@@ -14,14 +14,14 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
+from easyedit_fast.errors import HparamsError, NonFiniteError
 from easyedit_fast.processes import (
     first_tells,
     rank_and_ranks,
@@ -31,15 +31,17 @@ from easyedit_fast.processes import (
 )
 from easyedit_fast.training.batches import BatchOrder
 from easyedit_fast.training.checkpoint import (
+    CHECKPOINT,
+    EDITOR,
     Checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
 )
 from easyedit_fast.training.early_stopping import EarlyStopping
+from easyedit_fast.training.folder import open_run
 from easyedit_fast.training.hparams import TrainingHparams
-from easyedit_fast.training.logs import TrainingLog, is_empty, open_log
+from easyedit_fast.training.logs import TrainingLog
 
-EDITOR, CHECKPOINT = "editor.safetensors", "checkpoint.safetensors"
 VALIDATION = "the validation records"
 """What `RecordError.among` says of a record that is not learned from."""
 
@@ -166,7 +168,7 @@ def train(
             """The log, in the first process alone."""
             if rank_and_ranks()[0] > 0:
                 return None
-            return stack.enter_context(_opened(folder, described, about, overwrite=overwrite))
+            return stack.enter_context(open_run(folder, described, about, overwrite=overwrite))
 
         run.log, run.card = together(open_first), dict(about)
         run.resume()
@@ -182,26 +184,6 @@ def train(
             run.seconds,
             resumed,
         )
-
-
-@contextlib.contextmanager
-def _opened(
-    folder: Path, description: Mapping[str, Any], about: Mapping[str, Any], *, overwrite: bool
-) -> Iterator[TrainingLog]:
-    """The log of the folder's run.
-
-    Raises:
-        DataFileError: The folder holds another run, or files of none.
-    """
-    begun = (folder / CHECKPOINT).exists() or not is_empty(folder)
-    with open_log(folder, description, about, overwrite=overwrite or not begun) as log:
-        for name in (EDITOR, CHECKPOINT):
-            if log.is_new and not overwrite and (folder / name).exists():
-                raise DataFileError(
-                    f"{folder / name} is there and belongs to no run; give another folder, or "
-                    "begin anew over it (--overwrite, overwrite=True)"
-                )
-        yield log
 
 
 class _Run:
