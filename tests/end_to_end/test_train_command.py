@@ -27,10 +27,13 @@ def test_an_editor_is_trained_and_used(run: Any, options: list[str], tmp_path: P
     assert report["values"]["n_tokens/pre_val"] == report["values"]["n_tokens/post_val"] == 5
     assert Path(report["plot"]).stat().st_size > 10_000
     assert [line["iteration"] for line in read_log(out)] == [1, 2, 3, 3, 4, 5, 6, 6]
-    code, text, err = run("train", *options, "--out", out)
+    code, text, err = run("train", *options, "--out", out, "--max-iters", 7)
     assert code == 0
-    assert "6 iterations in" in text
+    assert "7 iterations in" in text
     assert "6 of them before" in text
+    code, text, err = run("train", *options, "--file", options[3], "--out", out, "--max-iters", 7)
+    assert (code, text, err.count("\n")) == (2, "", 1)
+    assert "belongs to another run: its records differ (the data file changed" in err
     edit = ["--prompt", "Annason number 0 lives in", "--subject", "Annason", "--target", "Rome"]
     code, text, err = run(
         "edit", "--method", "mend", "--archive", report["editor"], *edit, "--json"

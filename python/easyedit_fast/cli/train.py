@@ -63,7 +63,11 @@ def train(
     ] = None,
     max_iters: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Iterations at most, in place of the hyperparameters'."),
+        typer.Option(
+            min=1,
+            help="Iterations at most, in place of the hyperparameters'. A larger number makes "
+            "a run longer, unless its learning rate decays (lr_decay).",
+        ),
     ] = None,
     skip_bad: options.SkipBad = False,
     plot: Annotated[
@@ -240,6 +244,7 @@ def _report(result: TrainingResult, picture: Path | None, *, json: bool) -> None
                 "iterations": result.iterations,
                 "resumed": result.resumed,
                 "best_iteration": result.best_iteration,
+                "stopped_early": result.stopped_early,
                 "values": {k: v if math.isfinite(v) else None for k, v in result.values.items()},
                 "seconds": result.seconds,
                 "plot": None if picture is None else str(picture),
@@ -251,4 +256,9 @@ def _report(result: TrainingResult, picture: Path | None, *, json: bool) -> None
     done = f"{result.iterations:,} iterations in {result.seconds:,.0f} s"
     resumed = f", {result.resumed:,} of them before" if result.resumed else ""
     print_line(f"{done}{resumed}; the editor: {result.editor}")
+    if result.stopped_early:
+        print_line(
+            "ended before max_iters: early_stop_key was not better for early_stop_patience "
+            "iterations; a larger max_iters changes nothing"
+        )
     print_line(f"use it: easyedit-fast edit --method mend --archive {result.editor} …")

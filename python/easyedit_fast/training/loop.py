@@ -61,7 +61,12 @@ class Trainee(Protocol):
     validation_values: tuple[str, ...]
 
     def description(self) -> dict[str, Any]:
-        """All that a run depends on, as plain JSON values."""
+        """All that a run depends on, as plain JSON values.
+
+        ``hparams`` and ``model`` are known by their names to what tells two runs apart
+        (`training.differences`), and ``data``: of the records and of those of the validations the
+        keys of their trunks, ``targets`` and ``locality``, and a digest of the ``labels``.
+        """
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -112,6 +117,7 @@ class TrainingResult:
         values: The values of its validation.
         seconds: Time of training and validation, those before a pause among them.
         resumed: The iteration that this call began after.
+        stopped_early: Whether the patience was at its end before `max_iters`.
     """
 
     folder: Path
@@ -120,6 +126,7 @@ class TrainingResult:
     values: dict[str, float]
     seconds: float
     resumed: int
+    stopped_early: bool
 
     @property
     def editor(self) -> Path:
@@ -183,6 +190,7 @@ def train(
             run.best_values,
             run.seconds,
             resumed,
+            stopped_early=run.iteration < run.iterations,
         )
 
 
