@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from easyedit_fast.mend.editor_files import read_card
+from easyedit_fast.training.checkpoint import Checkpoint
 from easyedit_fast.training.logs import read_log
 from tests.end_to_end.killing import killed_and_compared
-from tests.end_to_end.training import KEYS, process
+from tests.end_to_end.training import KEYS, lines_of, process
 
 
 def test_an_editor_is_trained_and_used(run: Any, options: list[str], tmp_path: Path) -> None:
@@ -143,6 +147,34 @@ def test_hyperparameters_are_checked_before_the_model_is_loaded(
     path.write_text(json.dumps({**KEYS, **keys}))
     code, out, err = run("train", *options, "--model", "nowhere/at/all")
     assert (code, out, err) == (2, "", f"error: {path}: {message}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_with_one_line(
+    options: list[str], tmp_path: Path, demo_model: Any, number: int, code: int
+) -> None:
+    keys = {**KEYS, "max_iters": 10**6, "val_interval": 10**6, "model_save_pt": 10}
+    Path(options[5]).write_text(json.dumps(keys))
+    folder = tmp_path / "run"
+    for lines in (15, 40):  # the second run goes on
+        with process(options, folder, ends=(code,)) as run:
+            deadline = time.monotonic() + 90
+            while lines_of(folder) < lines:
+                assert run.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            run.send_signal(number)
+        (line,) = folder.with_suffix(".err").read_text().splitlines()
+        form = (
+            r"stopped at iteration (\d+); the last checkpoint is of iteration (\d+); the same "
+            "command goes on from there"
+        )
+        told = re.fullmatch(form, line)
+        assert told is not None, line
+        at, kept = map(int, told.groups())
+        assert kept == Checkpoint.read(folder / "checkpoint.safetensors").told["iteration"]
+        assert lines - 10 <= kept <= at
 
 
 @pytest.mark.slow

@@ -118,10 +118,13 @@ def test_a_run_that_ended_goes_on_bit_for_bit(
     assert result.iterations == 24
     trainee = LinearMap()
     trainee.die_in = ends_in
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=f"^stopped at iteration {ends_in + 1}; ") as told:
         run(parted, trainee, accumulate_bs=accumulate)
     again = run(parted, accumulate_bs=accumulate)
     assert ends_in - 1 <= again.resumed + accumulate <= ends_in + 2
+    goes_on = f"the last checkpoint is of iteration {again.resumed}; the same command goes on"
+    anew = "there is no checkpoint yet: the same command begins anew"
+    assert (goes_on if again.resumed else anew) in str(told.value)
     assert str(again.values) == str(result.values), "one of them is NaN"
     for name in ("editor.safetensors", "checkpoint.safetensors"):
         one, other = load_file(whole / name), load_file(parted / name)

@@ -21,6 +21,7 @@ from easyedit_fast.cli.output import (
     print_warning,
     training_bar,
 )
+from easyedit_fast.cli.stopping import told_where_stopped
 from easyedit_fast.errors import HparamsError, MissingPackageError, RecordError
 
 if TYPE_CHECKING:
@@ -108,28 +109,29 @@ def train(
 
     first = rank_and_ranks()[0] == 0
     place = device or own_device() or device_of(keys, spread=False)
-    loaded, tokenizer = load_model(name, device=place, dtype=dtype)
-    with training_bar(quiet=json or not first) as (progress, cache_progress):
-        try:
-            result = train_editor(
-                loaded,
-                tokenizer,
-                [one.request for one in requests],
-                [one.request for one in validated],
-                folder,
-                method=method,
-                hparams=keys,
-                about={
-                    "data": [Path(name).name for name in file],
-                    "validation_data": [Path(name).name for name in validation or []],
-                },
-                overwrite=overwrite,
-                name_of=lambda place: str(requests[place]),
-                progress=progress,
-                cache_progress=cache_progress,
-            )
-        except RecordError as error:
-            raise _placed(error, validated if error.among else requests) from error
+    with told_where_stopped(tell=first):
+        loaded, tokenizer = load_model(name, device=place, dtype=dtype)
+        with training_bar(quiet=json or not first) as (progress, cache_progress):
+            try:
+                result = train_editor(
+                    loaded,
+                    tokenizer,
+                    [one.request for one in requests],
+                    [one.request for one in validated],
+                    folder,
+                    method=method,
+                    hparams=keys,
+                    about={
+                        "data": [Path(name).name for name in file],
+                        "validation_data": [Path(name).name for name in validation or []],
+                    },
+                    overwrite=overwrite,
+                    name_of=lambda place: str(requests[place]),
+                    progress=progress,
+                    cache_progress=cache_progress,
+                )
+            except RecordError as error:
+                raise _placed(error, validated if error.among else requests) from error
     if first:
         _report(result, _plot(result, plot, f"{method} for {name}"), json=json)
 

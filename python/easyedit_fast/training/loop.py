@@ -161,6 +161,7 @@ def train(
         DataFileError: The folder holds another run, is in use, or holds a damaged file.
         HparamsError: There are fewer records than a batch has, or `early_stop_key` is no value of
             a validation.
+        KeyboardInterrupt: As it came; its text says where the run stands.
     """
     if hparams.early_stop_key not in trainee.validation_values:
         raise HparamsError(
@@ -180,7 +181,11 @@ def train(
         run.log, run.card = together(open_first), dict(about)
         run.resume()
         resumed = run.iteration
-        run.go(progress)
+        try:
+            run.go(progress)
+        except KeyboardInterrupt as stop:
+            stop.args = (run.standing(),)
+            raise
         wait_for_all()
         assert run.best_values is not None
         return TrainingResult(
@@ -216,7 +221,7 @@ class _Run:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.stopping = EarlyStopping(hparams.early_stop_key, hparams.early_stop_patience)
         self.best_values: dict[str, float] | None = None
-        self.iteration = 0
+        self.iteration = self.kept = 0
         self._seconds_before = 0.0
         self._began = time.perf_counter()
         self.sums: dict[str, float] = {}
@@ -236,6 +241,16 @@ class _Run:
             if progress is not None:
                 progress(self.iteration, self.iterations, values)
             places = coming
+
+    def standing(self) -> str:
+        """Where the run stands when it is stopped, and what the same call does."""
+        at = f"stopped at iteration {self.iteration:,}"
+        if not self.kept:
+            return f"{at}; there is no checkpoint yet: the same command begins anew"
+        return (
+            f"{at}; the last checkpoint is of iteration {self.kept:,}; the same command goes on "
+            "from there"
+        )
 
     def _is_over(self) -> bool:
         return self.over or self.iteration >= self.iterations
@@ -333,6 +348,7 @@ class _Run:
 
     def _write_checkpoint(self) -> None:
         if self.log is None:
+            self.kept = self.iteration
             return
         told = {
             "run": self.log.run,
@@ -347,6 +363,7 @@ class _Run:
         }
         checkpoint = Checkpoint(self.trainee.state_dict(), optimizer_tensors(self.optimizer), told)
         checkpoint.write(self.folder / CHECKPOINT)
+        self.kept = self.iteration
 
     def resume(self) -> None:
         """Goes to where the last checkpoint is, in every process."""
@@ -355,7 +372,8 @@ class _Run:
             self.trainee.load_state_dict(found.trained)
             load_optimizer_tensors(self.optimizer, found.optimizer)
             told = found.told
-            self.iteration, self._seconds_before = told["iteration"], told["seconds"]
+            self.iteration = self.kept = told["iteration"]
+            self._seconds_before = told["seconds"]
             self.over = told["over"]
             self.stopping.best, self.stopping.best_step = told["best"], told["best_step"]
             self.best_values = told["best_values"]
