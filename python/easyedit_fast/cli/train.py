@@ -87,10 +87,7 @@ def train(
     Example: easyedit-fast train --method mend --model demo --file counterfact-train.json
     --validation counterfact-val.json --out run/ --plot
     """
-    if plot:
-        from easyedit_fast.plots import require_matplotlib
-
-        require_matplotlib()
+    _require_plot(plot)
     if hparams is None and model in (None, "demo"):
         hparams = _OF_THE_DEMO_MODEL
     keys = _keys(method, hparams, max_iters)
@@ -101,6 +98,7 @@ def train(
         keys.get("results_dir") or "./results", "models", method.upper(), Path(name).name
     )
     require_folder_path(folder, "--out" if out else "results_dir")
+    about = {"data": _names(file), "validation_data": _names(validation or [])}
     how = {"skip_bad": skip_bad, "tell": not json}
     requests, validated = _split(_numbered(file, **how), _numbered(validation or [], **how))
     from easyedit_fast.models.loading import device_of, load_model
@@ -121,10 +119,7 @@ def train(
                     folder,
                     method=method,
                     hparams=keys,
-                    about={
-                        "data": [Path(name).name for name in file],
-                        "validation_data": [Path(name).name for name in validation or []],
-                    },
+                    about=about,
                     overwrite=overwrite,
                     name_of=lambda place: str(requests[place]),
                     progress=progress,
@@ -134,6 +129,17 @@ def train(
                 raise _placed(error, validated if error.among else requests) from error
     if first:
         _report(result, _plot(result, plot, f"{method} for {name}"), json=json)
+
+
+def _require_plot(wanted: bool | None) -> None:
+    if wanted:
+        from easyedit_fast.plots import require_matplotlib
+
+        require_matplotlib()
+
+
+def _names(files: list[str]) -> list[str]:
+    return [Path(name).name for name in files]
 
 
 def _keys(method: str, hparams: str | None, max_iters: int | None) -> dict[str, Any]:
