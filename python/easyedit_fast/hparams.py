@@ -6,12 +6,13 @@ write floats as ``5e-1``, which YAML 1.1 reads as text; a float field takes such
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.resources
 import os
 import reprlib
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 1 << 20
 _SUFFIXES = (".yaml", ".yml")
+_NAMES_SHOWN = 12
 
 
 def _number_of_text(value: object) -> object:
@@ -121,10 +123,8 @@ class Hparams(pydantic.BaseModel):
     def from_yaml(cls, path: str | os.PathLike[str]) -> Self:
         """Reads the YAML file at `path`; see `from_hparams` for the errors."""
         values = read_yaml(path)
-        try:
+        with named(os.fspath(path)):
             return cls(**values).came_from(os.fspath(path))
-        except HparamsError as error:
-            raise HparamsError(f"{os.fspath(path)}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, from which ``type(self)(**values)`` makes them again."""
@@ -184,11 +184,48 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _require_mapping(values, name)
 
 
-def find_hparams_file(path_or_name: str | os.PathLike[str]) -> Path:
+@contextlib.contextmanager
+def named(source: str) -> Iterator[None]:
+    """Puts where the values are from before the errors of a ``with`` block.
+
+    Raises:
+        HparamsError: The block's.
+    """
+    try:
+        yield
+    except HparamsError as error:
+        raise HparamsError(f"{source}: {error}") from None
+
+
+def require_method(values: Mapping[str, Any], method: str, source: str, folder: str = "") -> None:
+    """Refuses hyperparameters that say that they are another method's.
+
+    Args:
+        values: What a file holds.
+        method: The method that they are to be for.
+        source: Path or name of the file.
+        folder: Where the shipped files of this use are, such as ``TRAINING/MEND``; else those
+            of the method.
+
+    Raises:
+        HparamsError: They are another method's.
+    """
+    alg = values.get("alg_name", method)
+    if str(alg).lower() != method.lower():
+        wanted = method.upper()
+        raise HparamsError(
+            f"{source}: is for {_short(alg)} (alg_name), not for {wanted}; give a file of your "
+            f"own for {wanted}, or {_shipped_in(folder or wanted)}"
+        )
+
+
+def find_hparams_file(path_or_name: str | os.PathLike[str], folder: str = "") -> Path:
     """Finds a file of hyperparameters by its path, or by its name among the shipped ones.
 
     Args:
         path_or_name: A path, or a name such as ``ROME/llama-7b``; ``.yaml`` may be left out.
+        folder: Where the shipped files are that fit the use, such as ``TRAINING/MEND``; an error
+            names these alone.
 
     Returns:
         The path of a file that exists.
@@ -200,17 +237,19 @@ def find_hparams_file(path_or_name: str | os.PathLike[str]) -> Path:
     names = [wanted]
     if wanted.suffix not in _SUFFIXES:
         names += [wanted.with_name(wanted.name + suffix) for suffix in _SUFFIXES if wanted.name]
-    for folder in (Path(), hparams_folder()):
+    for place in (Path(), hparams_folder()):
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
+            if (place / name).is_file():
+                return place / name
     near = difflib.get_close_matches(
         wanted.as_posix().removesuffix(".yaml"), shipped_names(), n=5, cutoff=0.5
     )
-    shipped = ", ".join(near or shipped_names())
+    shipped = (
+        _shipped_in(folder) if folder else f"a shipped name: {', '.join(near or shipped_names())}"
+    )
     raise MissingFileError(
-        f"no hyperparameter file {os.fspath(path_or_name)!r}; "
-        f"give the path of a YAML file, or a shipped name: {shipped}"
+        f"no hyperparameter file {os.fspath(path_or_name)!r}; give the path of a YAML file, or "
+        f"{shipped}"
     )
 
 
@@ -233,6 +272,14 @@ def shipped_names() -> list[str]:
     return sorted(
         path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")
     )
+
+
+def _shipped_in(folder: str) -> str:
+    """The names of a folder's shipped files, in few words."""
+    names = [name.removeprefix(f"{folder}/") for name in shipped_names()]
+    own = [name for name in names if "/" not in name]
+    more = ", …" if len(own) > _NAMES_SHOWN else ""
+    return f"a shipped one, {folder}/ with one of: {', '.join(own[:_NAMES_SHOWN])}{more}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -286,17 +333,19 @@ def _one_line(error: pydantic.ValidationError) -> str:
     faults: dict[str, list[str]] = {}
     given: dict[str, object] = {}
     for fault in error.errors(include_url=False):
-        key = str(fault["loc"][0]) if fault["loc"] else "hyperparameters"
+        # A fault of several keys together names them itself; its input would be all that was given.
+        key = str(fault["loc"][0]) if fault["loc"] else ""
         text = fault["msg"].removeprefix("Value error, ")
         text = text.replace("Input should be", "must be").replace("Field required", "is missing")
         wanted = faults.setdefault(key, [])
         wanted.append(text.removeprefix("must be ") if wanted else text)
-        if fault["type"] != "missing":
+        if key and fault["type"] != "missing":
             given[key] = fault["input"]
     parts = []
     for key, wanted in faults.items():
         got = f", got {_short(given[key])}" if key in given else ""
-        parts.append(f"{key}: {' or '.join(dict.fromkeys(wanted))}{got}")
+        named_ = f"{key}: " if key else ""
+        parts.append(f"{named_}{' or '.join(dict.fromkeys(wanted))}{got}")
     return "; ".join(parts)
 
 

@@ -119,6 +119,17 @@ def _make_mend_trainee(*records: Any, **options: Any) -> tuple[Trainee, Training
 TRAINERS: Mapping[str, TraineeFactory] = {"mend": _make_mend_trainee}
 """The methods that are trained, by name."""
 
+
+def _mend_training_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    from easyedit_fast.mend.hparams import MENDTrainingHparams
+
+    return MENDTrainingHparams.checked_keys(given)
+
+
+_TRAINING_KEYS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "mend": _mend_training_keys
+}
+
 _PRESETS: Mapping[str, Callable[[str], dict[str, Any]]] = {"rome": _rome_preset}
 
 
@@ -147,6 +158,16 @@ def trainee_factory(name: str) -> TraineeFactory:
     if factory is None:
         raise HparamsError(f"{name} needs no training; use one of {sorted(TRAINERS)}")
     return factory
+
+
+def training_keys(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters of training that were given, checked before a model is loaded.
+
+    Raises:
+        HparamsError: The method is not trained, or a value cannot be used.
+    """
+    trainee_factory(method)
+    return _TRAINING_KEYS[method.lower()](given)
 
 
 def preset_values(method: str, preset: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,8 @@ from easyedit_fast.files import write_whole
 _FORMAT = "easyedit-fast.results"
 _VERSION = 1
 _MISSING = object()
+
+Differences = Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[str]]
 
 
 class ResultsFile:
@@ -94,6 +96,7 @@ def open_results(
     about: Mapping[str, Any],
     settled: Mapping[str, Any],
     overwrite: bool = False,
+    differences: Differences | None = None,
 ) -> Iterator[ResultsFile]:
     """Opens a file of results for writing, new or to go on with, for the time of a ``with`` block.
 
@@ -104,6 +107,9 @@ def open_results(
         about: What people want to know of the run beside that; not compared.
         settled: What this run would settle, where it is new.
         overwrite: Begin anew where the file belongs to another run. The same run goes on also then.
+        differences: Says what makes the header's description, its first argument, another run's
+            than the second; where it says nothing the run goes on under the second. None: all
+            that differs.
 
     Raises:
         MissingFileError: The folder of `path` is not there.
@@ -119,16 +125,19 @@ def open_results(
     }
     with _open_locked(path) as file:
         try:
-            kept = _read_header(path, header, empty=os.fstat(file.fileno()).st_size == 0)
+            empty = os.fstat(file.fileno()).st_size == 0
+            kept = _read_header(path, header, differences or _differences, empty=empty)
         except DataFileError as error:
             if not overwrite or isinstance(error, _NoResultsError):
                 raise
             file.truncate(0)
             kept = None
-        if kept is None:
+        if kept is not None:
+            header["settled"] = kept["settled"]
+        if kept is None or kept["description"] != header["description"]:
             text = json.dumps(header, ensure_ascii=False, indent=2)
             write_whole(header_path(path), f"{text}\n".encode())
-        yield ResultsFile(path, file, (kept or header)["settled"])
+        yield ResultsFile(path, file, header["settled"])
 
 
 class _NoResultsError(DataFileError):
@@ -154,7 +163,9 @@ def _open_locked(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _read_header(path: Path, wanted: dict[str, Any], *, empty: bool) -> dict[str, Any] | None:
+def _read_header(
+    path: Path, wanted: dict[str, Any], compare: Differences, *, empty: bool
+) -> dict[str, Any] | None:
     """The header of a file that the wanted run can go on with; None where it is to begin.
 
     Raises:
@@ -171,7 +182,7 @@ def _read_header(path: Path, wanted: dict[str, Any], *, empty: bool) -> dict[str
             f"{path} is there and has no header {beside.name}; give another path, or remove it"
         ) from None
     header = _checked_header(beside, text, remedy)
-    differences = list(_differences(header["description"], wanted["description"]))
+    differences = list(compare(header["description"], wanted["description"]))
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise DataFileError(f"{path} belongs to another run: {differences[0]}{more}; {remedy}")

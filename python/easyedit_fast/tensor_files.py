@@ -24,11 +24,13 @@ class TensorFile:
         what: What it holds, for messages, e.g. ``edit``.
         written_by: What writes it, for messages too.
         version: Of its format; others are refused.
+        mistaken: The remedy by the ``what`` of another kind that may be given in its place.
     """
 
     what: str
     written_by: str
     version: int = 1
+    mistaken: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def format(self) -> str:
@@ -120,6 +122,9 @@ class TensorFile:
 
     def _check_header(self, path: Path, header: Mapping[str, str]) -> None:
         if header.get("format") != self.format:
+            for what, remedy in self.mistaken.items():
+                if header.get("format") == TensorFile(what, "").format:
+                    raise DataFileError(f"{path} is a {what}, and no {self.what}; {remedy}")
             raise DataFileError(
                 f"{path} is a safetensors file, but no {self.what} of easyedit-fast; name one that "
                 f"{self.written_by} wrote"

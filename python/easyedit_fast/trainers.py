@@ -39,7 +39,8 @@ def train_editor(
 ) -> TrainingResult:
     """Trains an editor; the model stays as it is.
 
-    The same call goes on where one was ended.
+    The same call goes on where one was ended; with a larger `max_iters` a run becomes longer,
+    unless its learning rate decays (`lr_decay`).
 
     Args:
         model: The model.

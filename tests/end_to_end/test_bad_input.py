@@ -94,6 +94,10 @@ BAD_INPUTS: dict[str, tuple[Any, str]] = {
         ],
         "v_lr: must be a valid number",
     ),
+    "YAML of another method": (
+        lambda tmp: ["edit", *EDIT, "--target", "Rome", "--hparams", "MEND/llama-7b"],
+        "MEND/llama-7b: is for 'MEND' (alg_name), not for ROME; give a file of your own for ROME",
+    ),
     "truncated JSON": (
         lambda tmp: ["edit", "--file", write(tmp / "a.json", '[{"prompt": "{} is", "subj')],
         "a.json",

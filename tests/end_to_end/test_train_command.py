@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from easyedit_fast.mend.editor_files import read_card
+from easyedit_fast.training.checkpoint import Checkpoint
 from easyedit_fast.training.logs import read_log
 from tests.end_to_end.killing import killed_and_compared
-from tests.end_to_end.training import process
+from tests.end_to_end.training import KEYS, lines_of, process
 
 
 def test_an_editor_is_trained_and_used(run: Any, options: list[str], tmp_path: Path) -> None:
@@ -27,15 +31,28 @@ def test_an_editor_is_trained_and_used(run: Any, options: list[str], tmp_path: P
     assert report["values"]["n_tokens/pre_val"] == report["values"]["n_tokens/post_val"] == 5
     assert Path(report["plot"]).stat().st_size > 10_000
     assert [line["iteration"] for line in read_log(out)] == [1, 2, 3, 3, 4, 5, 6, 6]
-    code, text, err = run("train", *options, "--out", out)
+    code, text, err = run("train", *options, "--out", out, "--max-iters", 7)
     assert code == 0
-    assert "6 iterations in" in text
+    assert "7 iterations in" in text
     assert "6 of them before" in text
+    code, text, err = run("train", *options, "--file", options[3], "--out", out, "--max-iters", 7)
+    assert (code, text, err.count("\n")) == (2, "", 1)
+    assert "belongs to another run: its records differ (the data file changed" in err
     edit = ["--prompt", "Annason number 0 lives in", "--subject", "Annason", "--target", "Rome"]
     code, text, err = run(
         "edit", "--method", "mend", "--archive", report["editor"], *edit, "--json"
     )
     assert (code, err) == (0, "")
+    for archive, remedy in (
+        (out, f"is a folder; name its editor: {report['editor']}"),
+        (tmp_path, "is a folder; name the file of an editor"),
+        (
+            out / "checkpoint.safetensors",
+            "is a training checkpoint, and no MEND editor; name the editor.safetensors beside it",
+        ),
+    ):
+        refused = run("edit", "--method", "mend", "--archive", archive, *edit)
+        assert refused == (2, "", f"error: {archive} {remedy}\n")
 
 
 def test_parts_of_files(run: Any, options: list[str], tmp_path: Path) -> None:
@@ -94,7 +111,11 @@ def test_the_demo_model_has_hyperparameters_of_its_own(
         (["--method", "rome"], "rome needs no training"),
         (["--method", "mned"], "did you mean 'mend'"),
         (["--dtype", "float16"], "gradients vanish in float16"),
+        (["--hparams", "ROME/llama-7b"], "is for 'ROME' (alg_name), not for MEND"),
+        (["--hparams", "MEND/nope"], "TRAINING/MEND/ with one of: baichuan-7b, "),
         (["--file", "TRAIN[:3]"], "3 records for batches of 4"),
+        (["--file", "."], ".: is no regular file; name a .json or .jsonl file"),
+        (["--out", "/proc/run/1"], "--out: '/proc/run/1' cannot be made in '/proc' ("),
     ],
 )
 def test_bad_input_is_one_line(
@@ -106,10 +127,54 @@ def test_bad_input_is_one_line(
     bad.write_text("".join(f"{json.dumps(line)}\n" for line in (good, bare)))
     change = [part.replace("TRAIN", options[1]).replace("BAD", str(bad)) for part in change]
     kept = [part for at, part in enumerate(options) if options[at - at % 2] != change[0]]
-    code, out, err = run("train", *kept, *change, "--out", tmp_path / "run")
+    code, out, err = run("train", "--out", tmp_path / "run", *kept, *change)
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"n_edits": 9}, "n_edits (9) is more than the batch has (4); raise batch_size"),
+        ({"half": "yes"}, "half: must be a valid boolean, got 'yes'"),
+    ],
+)
+def test_hyperparameters_are_checked_before_the_model_is_loaded(
+    run: Any, options: list[str], keys: dict[str, Any], message: str
+) -> None:
+    path = Path(options[5])
+    path.write_text(json.dumps({**KEYS, **keys}))
+    code, out, err = run("train", *options, "--model", "nowhere/at/all")
+    assert (code, out, err) == (2, "", f"error: {path}: {message}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_with_one_line(
+    options: list[str], tmp_path: Path, demo_model: Any, number: int, code: int
+) -> None:
+    keys = {**KEYS, "max_iters": 10**6, "val_interval": 10**6, "model_save_pt": 10}
+    Path(options[5]).write_text(json.dumps(keys))
+    folder = tmp_path / "run"
+    for lines in (15, 40):  # the second run goes on
+        with process(options, folder, ends=(code,)) as run:
+            deadline = time.monotonic() + 90
+            while lines_of(folder) < lines:
+                assert run.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            run.send_signal(number)
+        (line,) = folder.with_suffix(".err").read_text().splitlines()
+        form = (
+            r"stopped at iteration (\d+); the last checkpoint is of iteration (\d+); the same "
+            "command goes on from there"
+        )
+        told = re.fullmatch(form, line)
+        assert told is not None, line
+        at, kept = map(int, told.groups())
+        assert kept == Checkpoint.read(folder / "checkpoint.safetensors").told["iteration"]
+        assert lines - 10 <= kept <= at
 
 
 @pytest.mark.slow

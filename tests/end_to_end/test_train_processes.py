@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from easyedit_fast.training.logs import read_log
-from tests.end_to_end.training import KEYS, process
+from tests.end_to_end.training import KEYS, lines_of, process
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -109,12 +109,6 @@ def test_they_go_on_where_one_was_killed(
     for name in ("editor.safetensors", "checkpoint.safetensors"):
         one, other = (load_file(tmp_path / part / name) for part in ("whole", "killed"))
         assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-def lines_of(folder: Path) -> int:
-    """Of the log so far; its first line comes with what describes the run."""
-    log = folder / "log.jsonl"
-    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def launched(rank: int, port: int, options: list[str], out: Path) -> subprocess.Popen[str]:

@@ -47,9 +47,17 @@ def write_records(path: Path, number: int) -> Path:
     return path
 
 
+def lines_of(folder: Path) -> int:
+    """Of the log so far; its first line comes with what describes the run."""
+    log = folder / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
 @contextlib.contextmanager
-def process(given: list[str], out: Path, *launcher: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in processes of its own, which have ended when this ends."""
+def process(
+    given: list[str], out: Path, *launcher: str, ends: tuple[int, ...] = (0, -signal.SIGKILL)
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in processes of its own, which have ended when this ends, in one of some ways."""
     command = [sys.executable, *(launcher or ("-m",)), "easyedit_fast", "train", *given]
     environment = {
         **os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""
@@ -59,5 +67,9 @@ def process(given: list[str], out: Path, *launcher: str) -> Iterator[subprocess.
         [*command, "--out", str(out), "--no-plot", "--json"],
         env=environment, stderr=errors, stdout=errors,
     ) as run:  # fmt: skip
-        yield run
-    assert run.returncode in (0, -signal.SIGKILL), log.read_text()
+        try:
+            yield run
+        except BaseException:
+            run.kill()
+            raise
+    assert run.returncode in ends, log.read_text()

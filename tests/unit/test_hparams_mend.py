@@ -68,10 +68,31 @@ def test_easyedits_own_keys_load_in_silence(tmp_path: Path) -> None:
         ("opt", "SGD", "opt: must be 'Adam'"),
         ("lr", 0, "lr: must be greater than 0"),
         ("loc_tokens", "some", "loc_tokens: must be 'all' or 'answer'"),
-        ("n_edits", 11, "n_edits"),
-        ("one_sided", True, "exclude each other"),
+        ("n_edits", 11, r"n_edits \(11\) is more than the batch has \(10\); raise batch_size$"),
+        ("one_sided", True, "combine and one_sided exclude each other; switch on one of them$"),
     ],
 )
 def test_what_cannot_be_used(key: str, value: object, message: str) -> None:
-    with pytest.raises(HparamsError, match=message):
+    with pytest.raises(HparamsError, match=f"^{message}"):
         MENDTrainingHparams(inner_params=["a.weight"], **{key: value})
+
+
+def test_keys_are_checked_before_there_is_a_model() -> None:
+    given = {"n_edits": 2, "max_iters": 5}
+    with pytest.warns(UserWarning, match="did you mean 'n_edits'"):
+        assert MENDTrainingHparams.checked_keys({**given, "n_edit": 3}) == given
+    with pytest.raises(HparamsError, match=r"^n_edits"):
+        MENDTrainingHparams.checked_keys({"n_edits": 2, "batch_size": 1})
+
+
+def test_a_fault_of_keys_together_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text("accumulate_bs: 3\ninner_params: [a.weight]\n")
+    for read in (
+        lambda: MENDTrainingHparams.from_yaml(path),
+        lambda: MENDTrainingHparams.resolved(path, ["a.weight"]),
+    ):
+        with pytest.raises(HparamsError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path}: "), caught.value
+        assert str(caught.value).endswith("there is nothing to look at")

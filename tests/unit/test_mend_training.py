@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, Reque
 from easyedit_fast.mend.training import MendTrainee, mend_trainee
 from easyedit_fast.mend.validation import _locality_sums
 from easyedit_fast.trainers import train_editor
+from easyedit_fast.training.differences import differences
 
 INNER = [
     f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in (28, 29) for part in ("up", "down")
@@ -170,6 +173,31 @@ def test_training_resumes_bit_for_bit(demo_model: Any, folder: Path, tmp_path: P
         one, other = (load_file(tmp_path / part / name) for part in ("whole", "parted"))
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert parted.best_iteration == whole.best_iteration
+
+
+def test_what_differs_between_runs_is_told_as_users_know_it(demo_model: Any, folder: Path) -> None:
+    others = [dataclasses.replace(one, target_new="Oslo") for one in requests()]
+    first = trainee(demo_model, folder).description()
+
+    def found(records: Sequence[EditRequest] | None = None, **keys: Any) -> list[str]:
+        return list(differences(first, trainee(demo_model, folder, records, **keys).description()))
+
+    of_records = "its records differ (the data file changed, or another is given)"
+    assert found() == found(max_iters=9) == []
+    assert found(others) == [of_records]
+    assert found(others, rank=2) == ["its hyperparameter rank was 4 and is 2", of_records]
+    assert [line[:31] for line in found(inner_params=INNER[2:])] == [
+        "its hyperparameter inner_params"
+    ]
+    for part, told in (("weights", "its model, or this package's version, is another"),
+                       ("dtype", "its dtype was 'torch.float32' and is 'x'")):  # fmt: skip
+        second = copy.deepcopy(first)
+        for rows in second["data"]:
+            rows["targets"][part] = rows["locality"][part] = "x"
+        assert list(differences(first, second)) == [told]
+    tokens = copy.deepcopy({**first, "model": "another"})
+    tokens["data"][0]["targets"]["tokens"] = "x"
+    assert list(differences(first, tokens)) == ["its model is another"]
 
 
 def test_training_goes_on_from_an_editor(demo_model: Any, folder: Path, mend_archive: Path) -> None:

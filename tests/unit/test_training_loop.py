@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ class LinearMap:
         self.validations = 0
         self.die_in: int | None = None
         self.told: list[tuple[str, int, list[int]]] = []
+        self.hparams: dict[str, Any] = {}
 
     def description(self) -> dict[str, Any]:
-        return {"records": self.records}
+        return {"records": self.records, "hparams": self.hparams}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.weight], "lr": 0.05}]
@@ -93,7 +95,9 @@ KEYS: dict[str, Any] = {
 
 def run(folder: Path, trainee: LinearMap | None = None, **keys: Any) -> TrainingResult:
     hparams = TrainingHparams(**{**KEYS, **keys})
-    return train(trainee or LinearMap(), hparams, folder, about={"model": "none"})
+    trainee = trainee or LinearMap()
+    trainee.hparams = hparams.to_dict()
+    return train(trainee, hparams, folder, about={"model": "none"})
 
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,10 +118,13 @@ def test_a_run_that_ended_goes_on_bit_for_bit(
     assert result.iterations == 24
     trainee = LinearMap()
     trainee.die_in = ends_in
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=f"^stopped at iteration {ends_in + 1}; ") as told:
         run(parted, trainee, accumulate_bs=accumulate)
     again = run(parted, accumulate_bs=accumulate)
     assert ends_in - 1 <= again.resumed + accumulate <= ends_in + 2
+    goes_on = f"the last checkpoint is of iteration {again.resumed}; the same command goes on"
+    anew = "there is no checkpoint yet: the same command begins anew"
+    assert (goes_on if again.resumed else anew) in str(told.value)
     assert str(again.values) == str(result.values), "one of them is NaN"
     for name in ("editor.safetensors", "checkpoint.safetensors"):
         one, other = load_file(whole / name), load_file(parted / name)
@@ -133,6 +140,51 @@ def test_a_finished_run_is_given_back(tmp_path: Path) -> None:
     assert trainee.validations == 0
     assert second.resumed == second.iterations == 24
     assert str(second.values) == str(first.values), "one of them is NaN"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_finished_run_is_made_longer(tmp_path: Path, accumulate: int) -> None:
+    """It is the run of that length, but for a validation at its first end."""
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    assert run(short, max_iters=10, accumulate_bs=accumulate).iterations == 10
+    longer = run(short, accumulate_bs=accumulate)
+    assert (longer.resumed, longer.iterations) == (10, 24)
+    result = run(whole, accumulate_bs=accumulate)
+    assert str(longer.values) == str(result.values), "one of them is NaN"
+    for name in ("editor.safetensors", "checkpoint.safetensors"):
+        one, other = (load_file(folder / name) for folder in (short, whole))
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    lines = [line for line in read_log(short) if line["iteration"] != 10]
+    assert without_times(lines) == without_times(read_log(whole))
+    assert run(short, accumulate_bs=accumulate).resumed == 24
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted", "message"),
+    [
+        ({}, 6, "max_iters was 10 and is 6: a run can be made longer, not shorter; give another"),
+        ({"lr_decay": "cosine"}, 24, "with lr_decay 'cosine' the learning rates of the iterations"),
+        ({"accumulate_bs": 3, "model_save_pt": 3}, 24, "it ends between two optimiser steps"),
+    ],
+)
+def test_a_run_that_cannot_have_another_length(
+    tmp_path: Path, keys: dict[str, Any], wanted: int, message: str
+) -> None:
+    first = run(tmp_path, max_iters=10, **keys)
+    with pytest.raises(DataFileError, match=message):
+        run(tmp_path, max_iters=wanted, **keys)
+    again = run(tmp_path, max_iters=10, **keys)
+    assert again.resumed == 10, "it is left as it was"
+    assert str(again.values) == str(first.values)
+
+
+def test_a_run_whose_patience_ended_stays_as_it_is(tmp_path: Path) -> None:
+    keys = {"early_stop_patience": 9}
+    assert not run(tmp_path / "all", **keys).stopped_early
+    first = run(tmp_path, LinearMap(stops_learning=True), max_iters=30, **keys)
+    assert (first.iterations, first.stopped_early) == (24, True)
+    longer = run(tmp_path, LinearMap(stops_learning=True), max_iters=60, **keys)
+    assert (longer.resumed, longer.iterations, longer.stopped_early) == (24, 24, True)
 
 
 def test_the_best_is_kept_and_training_ends(tmp_path: Path) -> None:
@@ -240,14 +292,18 @@ def test_what_an_error_advises_can_be_done(tmp_path: Path) -> None:
     trainee.die_in = 0
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, trainee)
-    result = train(LinearMap(13), TrainingHparams(**KEYS), tmp_path, about={})
-    assert result.resumed == 0
+    assert run(tmp_path, LinearMap(13)).resumed == 0
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(DataFileError, match="records is 12 there and 13 here"):
-        run(tmp_path, LinearMap(13))
+    for trainee, keys, message in (
+        (LinearMap(13), {}, "its records differ (the data file changed, or another is given); "),
+        (LinearMap(), {"lr": 0.5}, "its hyperparameter lr was 1e-05 and is 0.5; give another "),
+        (LinearMap(), {"lr": 0.5, "seed": 3}, "its hyperparameter lr was 1e-05 and is 0.5 (and 1 "),
+    ):
+        with pytest.raises(DataFileError, match=re.escape(message)):
+            run(tmp_path, trainee, **keys)
     hparams = TrainingHparams(**KEYS)
     result = train(LinearMap(13), hparams, tmp_path, about={}, overwrite=True)
     assert result.resumed == 0
@@ -316,5 +372,6 @@ def test_the_learning_rate() -> None:
 def test_the_header_tells_of_the_run(tmp_path: Path) -> None:
     run(tmp_path)
     header = json.loads((tmp_path / "log.jsonl.run.json").read_text())
-    assert header["description"] == {"records": 12}
+    hparams = TrainingHparams(**KEYS).to_dict()
+    assert header["description"] == {"records": 12, "hparams": hparams}
     assert header["about"] == {"model": "none"}

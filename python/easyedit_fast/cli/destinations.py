@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,13 +55,22 @@ def require_folder_path(path: Path | None, option: str) -> None:
     """Refuses a path that can neither be a folder nor be made one; see `require_file_path`.
 
     Raises:
-        DataFileError: It, or a part of it, is a file.
+        DataFileError: It, or a part of it, is a file, or no folder can be made there.
     """
     if path is None:
         return
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise DataFileError(f"{option}: {str(part)!r} is a file; give the name of a folder")
+    if not path.exists():
+        inside = next(part for part in path.parents if part.exists())
+        try:
+            tempfile.TemporaryDirectory(dir=inside).cleanup()
+        except OSError as error:
+            raise DataFileError(
+                f"{option}: {str(path)!r} cannot be made in {str(inside)!r} ({error.strerror}); "
+                "give a folder where you may write"
+            ) from None
 
 
 def require_new_folder(path: Path | None, option: str) -> None:

@@ -121,11 +121,12 @@ def editor_of(
 ) -> Editor:
     """The editor; where the command line goes over a file, both are named as the source."""
     from easyedit_fast.editor import Editor
-    from easyedit_fast.hparams import find_hparams_file, read_yaml
+    from easyedit_fast.hparams import find_hparams_file, read_yaml, require_method
     from easyedit_fast.methods import preset_values
 
     named = {} if preset is None else preset_values(method, preset)
     in_file = {} if hparams is None else read_yaml(find_hparams_file(hparams))
+    require_method(in_file, method, hparams or "")
     name = model or in_file.get("model_name") or "demo"
     if hparams is None or not overrides:
         given = overrides if hparams is None else hparams

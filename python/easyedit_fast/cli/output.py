@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import functools
 import json
 import logging
@@ -26,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console()
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 def show_warnings_as_lines() -> None:
@@ -140,11 +142,14 @@ def training_bar(
 ) -> Iterator[
     tuple[Callable[[int, int, Mapping[str, float]], None], Callable[[str, int, int], None]]
 ]:
-    """A bar on stderr, where that is a terminal: iterations, the loss, time left.
+    """A bar on stderr: iterations, the loss, time left; a line now and then where no terminal is.
 
     Yields:
         What is told after each iteration, and what is told while the trunk is made.
     """
+    if not quiet and not sys.stderr.isatty():
+        yield _training_lines()
+        return
     with _bar("", TextColumn("{task.fields[loss]}"), quiet=quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -157,6 +162,34 @@ def training_bar(
             show("training", done, total, f"loss {values['loss/total_train']:.3f}")
 
         yield iterated, show
+
+
+def _training_lines() -> tuple[
+    Callable[[int, int, Mapping[str, float]], None], Callable[[str, int, int], None]
+]:
+    """What `training_bar` yields, as lines that are `_SECONDS_BETWEEN_LINES` apart."""
+    last = time.monotonic()
+    start: tuple[int, float] | None = None
+
+    def show(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    def iterated(done: int, total: int, values: Mapping[str, float]) -> None:
+        nonlocal start
+        # A resumed run begins somewhere; only what it does itself counts as speed.
+        start = start or (done - 1, time.monotonic() - values["time/step_train"])
+        each = (time.monotonic() - start[1]) / (done - start[0])
+        left = dt.timedelta(seconds=round(each * (total - done)))
+        loss = values["loss/total_train"]
+        show(f"iteration {done:,} of {total:,}, loss {loss:.3f}, {left} left")
+
+    def making(name: str, done: int, total: int) -> None:
+        show(f"{name}: {done:,} of {total:,}")
+
+    return iterated, making
 
 
 @contextlib.contextmanager

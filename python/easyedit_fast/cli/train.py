@@ -21,6 +21,7 @@ from easyedit_fast.cli.output import (
     print_warning,
     training_bar,
 )
+from easyedit_fast.cli.stopping import told_where_stopped
 from easyedit_fast.errors import HparamsError, MissingPackageError, RecordError
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def train(
     ] = None,
     max_iters: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Iterations at most, in place of the hyperparameters'."),
+        typer.Option(
+            min=1,
+            help="Iterations at most, in place of the hyperparameters'. A larger number makes "
+            "a run longer, unless its learning rate decays (lr_decay).",
+        ),
     ] = None,
     skip_bad: options.SkipBad = False,
     plot: Annotated[
@@ -82,23 +87,18 @@ def train(
     Example: easyedit-fast train --method mend --model demo --file counterfact-train.json
     --validation counterfact-val.json --out run/ --plot
     """
-    require_folder_path(out, "--out")
-    if plot:
-        from easyedit_fast.plots import require_matplotlib
-
-        require_matplotlib()
-    from easyedit_fast.methods import trainee_factory
-
-    trainee_factory(method)
+    _require_plot(plot)
     if hparams is None and model in (None, "demo"):
         hparams = _OF_THE_DEMO_MODEL
-    keys = _keys(hparams, max_iters)
+    keys = _keys(method, hparams, max_iters)
     if dtype is None and keys.get("half"):
         dtype = "bfloat16"
     name = model or keys.get("model_name") or "demo"
     folder = out or Path(
         keys.get("results_dir") or "./results", "models", method.upper(), Path(name).name
     )
+    require_folder_path(folder, "--out" if out else "results_dir")
+    about = {"data": _names(file), "validation_data": _names(validation or [])}
     how = {"skip_bad": skip_bad, "tell": not json}
     requests, validated = _split(_numbered(file, **how), _numbered(validation or [], **how))
     from easyedit_fast.models.loading import device_of, load_model
@@ -107,39 +107,56 @@ def train(
 
     first = rank_and_ranks()[0] == 0
     place = device or own_device() or device_of(keys, spread=False)
-    loaded, tokenizer = load_model(name, device=place, dtype=dtype)
-    with training_bar(quiet=json or not first) as (progress, cache_progress):
-        try:
-            result = train_editor(
-                loaded,
-                tokenizer,
-                [one.request for one in requests],
-                [one.request for one in validated],
-                folder,
-                method=method,
-                hparams=keys,
-                about={
-                    "data": [Path(name).name for name in file],
-                    "validation_data": [Path(name).name for name in validation or []],
-                },
-                overwrite=overwrite,
-                name_of=lambda place: str(requests[place]),
-                progress=progress,
-                cache_progress=cache_progress,
-            )
-        except RecordError as error:
-            raise _placed(error, validated if error.among else requests) from error
+    with told_where_stopped(tell=first):
+        loaded, tokenizer = load_model(name, device=place, dtype=dtype)
+        with training_bar(quiet=json or not first) as (progress, cache_progress):
+            try:
+                result = train_editor(
+                    loaded,
+                    tokenizer,
+                    [one.request for one in requests],
+                    [one.request for one in validated],
+                    folder,
+                    method=method,
+                    hparams=keys,
+                    about=about,
+                    overwrite=overwrite,
+                    name_of=lambda place: str(requests[place]),
+                    progress=progress,
+                    cache_progress=cache_progress,
+                )
+            except RecordError as error:
+                raise _placed(error, validated if error.among else requests) from error
     if first:
         _report(result, _plot(result, plot, f"{method} for {name}"), json=json)
 
 
-def _keys(hparams: str | None, max_iters: int | None) -> dict[str, Any]:
-    from easyedit_fast.hparams import find_hparams_file, read_yaml
+def _require_plot(wanted: bool | None) -> None:
+    if wanted:
+        from easyedit_fast.plots import require_matplotlib
 
-    keys = {} if hparams is None else read_yaml(find_hparams_file(hparams))
+        require_matplotlib()
+
+
+def _names(files: list[str]) -> list[str]:
+    return [Path(name).name for name in files]
+
+
+def _keys(method: str, hparams: str | None, max_iters: int | None) -> dict[str, Any]:
+    """The hyperparameters that are given, checked before the model is loaded."""
+    from easyedit_fast.hparams import find_hparams_file, named, read_yaml, require_method
+    from easyedit_fast.methods import trainee_factory, training_keys
+
+    trainee_factory(method)  # one that is unknown is named first
+    keys: dict[str, Any] = {}
+    if hparams is not None:
+        folder = f"TRAINING/{method.upper()}"
+        keys = read_yaml(find_hparams_file(hparams, folder))
+        require_method(keys, method, hparams, folder)
     if max_iters is not None:
         keys["max_iters"] = max_iters
-    return keys
+    with named(hparams or "given"):
+        return training_keys(method, keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +252,7 @@ def _report(result: TrainingResult, picture: Path | None, *, json: bool) -> None
                 "iterations": result.iterations,
                 "resumed": result.resumed,
                 "best_iteration": result.best_iteration,
+                "stopped_early": result.stopped_early,
                 "values": {k: v if math.isfinite(v) else None for k, v in result.values.items()},
                 "seconds": result.seconds,
                 "plot": None if picture is None else str(picture),
@@ -246,4 +264,9 @@ def _report(result: TrainingResult, picture: Path | None, *, json: bool) -> None
     done = f"{result.iterations:,} iterations in {result.seconds:,.0f} s"
     resumed = f", {result.resumed:,} of them before" if result.resumed else ""
     print_line(f"{done}{resumed}; the editor: {result.editor}")
+    if result.stopped_early:
+        print_line(
+            "ended before max_iters: early_stop_key was not better for early_stop_patience "
+            "iterations; a larger max_iters changes nothing"
+        )
     print_line(f"use it: easyedit-fast edit --method mend --archive {result.editor} …")

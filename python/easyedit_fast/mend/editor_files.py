@@ -15,8 +15,13 @@ from torch import Tensor
 from easyedit_fast.errors import DataFileError
 from easyedit_fast.files import replacing
 from easyedit_fast.tensor_files import TensorFile
+from easyedit_fast.training.checkpoint import EDITOR
 
-_FILE = TensorFile("MEND editor", written_by="easyedit-fast")
+_FILE = TensorFile(
+    "MEND editor",
+    written_by="easyedit-fast",
+    mistaken={"training checkpoint": f"name the {EDITOR} beside it"},
+)
 _PICKLE = b"\x80"  # the first byte of one
 _ZIP = b"PK\x03\x04"
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -54,6 +59,10 @@ def read_editor(path: Path) -> EditorFile:
         MissingFileError: There is no such file.
         DataFileError: It is damaged, or holds no editor.
     """
+    if path.is_dir():
+        own = path / EDITOR
+        remedy = f"name its editor: {own}" if own.is_file() else "name the file of an editor"
+        raise DataFileError(f"{path} is a folder; {remedy}")
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(9)

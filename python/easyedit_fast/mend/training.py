@@ -14,7 +14,7 @@ from torch import Tensor
 
 from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, RecordError
 from easyedit_fast.files import digest
-from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
+from easyedit_fast.hparams import Hparams
 from easyedit_fast.mend.editor_files import EditorFile, read_editor, write_editor
 from easyedit_fast.mend.hparams import HOW_EDITS_SHARE, MENDTrainingHparams
 from easyedit_fast.mend.losses import OuterLosses, TailRows, outer_losses
@@ -70,19 +70,7 @@ def mend_trainee(
         MissingFileError: There is no such file.
     """
     known = architecture or architecture_of(model)
-    if isinstance(hparams, Hparams):
-        if not isinstance(hparams, MENDTrainingHparams):
-            raise HparamsError(
-                f"{type(hparams).__name__} is not for training MEND; give MENDTrainingHparams"
-            )
-        resolved = hparams.model_copy(deep=True)
-    else:
-        if hparams is None or isinstance(hparams, Mapping):
-            given = dict(hparams or {})
-        else:
-            given = read_yaml(find_hparams_file(hparams))
-        given.setdefault("inner_params", mend_rule(model, known))
-        resolved = MENDTrainingHparams(**given)
+    resolved = MENDTrainingHparams.resolved(hparams, mend_rule(model, known))
     trainee = MendTrainee(
         model, tokenizer, requests, validation, resolved, architecture=known, **options
     )

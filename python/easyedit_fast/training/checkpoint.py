@@ -12,6 +12,9 @@ from torch import Tensor
 from easyedit_fast.errors import DataFileError
 from easyedit_fast.tensor_files import TensorFile
 
+EDITOR, CHECKPOINT = "editor.safetensors", "checkpoint.safetensors"
+"""Names of the files in a run's folder."""
+
 _FILE = TensorFile("training checkpoint", written_by="a training run")
 _TRAINED, _ADAM = "trained.", "adam."
 

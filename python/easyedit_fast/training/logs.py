@@ -11,6 +11,7 @@ from typing import Any
 
 from easyedit_fast.errors import MissingFileError
 from easyedit_fast.result_files import ResultsFile, open_results, read_results
+from easyedit_fast.training.differences import differences
 
 LOG = "log.jsonl"
 
@@ -68,8 +69,9 @@ def open_log(
     folder.mkdir(parents=True, exist_ok=True)
     own = secrets.token_hex(8)
     opened = open_results(
-        folder / LOG, description, about=about, settled={"run": own}, overwrite=overwrite
-    )
+        folder / LOG, description, about=about, settled={"run": own}, overwrite=overwrite,
+        differences=differences,
+    )  # fmt: skip
     board = importlib.util.find_spec("tensorboard") is not None
     with opened as lines:
         log = TrainingLog(lines, folder / "tensorboard" if board else None, own)

@@ -14,14 +14,14 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
+from easyedit_fast.errors import HparamsError, NonFiniteError
 from easyedit_fast.processes import (
     first_tells,
     rank_and_ranks,
@@ -31,15 +31,17 @@ from easyedit_fast.processes import (
 )
 from easyedit_fast.training.batches import BatchOrder
 from easyedit_fast.training.checkpoint import (
+    CHECKPOINT,
+    EDITOR,
     Checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
 )
 from easyedit_fast.training.early_stopping import EarlyStopping
+from easyedit_fast.training.folder import open_run
 from easyedit_fast.training.hparams import TrainingHparams
-from easyedit_fast.training.logs import TrainingLog, is_empty, open_log
+from easyedit_fast.training.logs import TrainingLog
 
-EDITOR, CHECKPOINT = "editor.safetensors", "checkpoint.safetensors"
 VALIDATION = "the validation records"
 """What `RecordError.among` says of a record that is not learned from."""
 
@@ -59,7 +61,12 @@ class Trainee(Protocol):
     validation_values: tuple[str, ...]
 
     def description(self) -> dict[str, Any]:
-        """All that a run depends on, as plain JSON values."""
+        """All that a run depends on, as plain JSON values.
+
+        ``hparams`` and ``model`` are known by their names to what tells two runs apart
+        (`training.differences`), and ``data``: of the records and of those of the validations the
+        keys of their trunks, ``targets`` and ``locality``, and a digest of the ``labels``.
+        """
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -110,6 +117,7 @@ class TrainingResult:
         values: The values of its validation.
         seconds: Time of training and validation, those before a pause among them.
         resumed: The iteration that this call began after.
+        stopped_early: Whether the patience was at its end before `max_iters`.
     """
 
     folder: Path
@@ -118,6 +126,7 @@ class TrainingResult:
     values: dict[str, float]
     seconds: float
     resumed: int
+    stopped_early: bool
 
     @property
     def editor(self) -> Path:
@@ -152,6 +161,7 @@ def train(
         DataFileError: The folder holds another run, is in use, or holds a damaged file.
         HparamsError: There are fewer records than a batch has, or `early_stop_key` is no value of
             a validation.
+        KeyboardInterrupt: As it came; its text says where the run stands.
     """
     if hparams.early_stop_key not in trainee.validation_values:
         raise HparamsError(
@@ -166,12 +176,16 @@ def train(
             """The log, in the first process alone."""
             if rank_and_ranks()[0] > 0:
                 return None
-            return stack.enter_context(_opened(folder, described, about, overwrite=overwrite))
+            return stack.enter_context(open_run(folder, described, about, overwrite=overwrite))
 
         run.log, run.card = together(open_first), dict(about)
         run.resume()
         resumed = run.iteration
-        run.go(progress)
+        try:
+            run.go(progress)
+        except KeyboardInterrupt as stop:
+            stop.args = (run.standing(),)
+            raise
         wait_for_all()
         assert run.best_values is not None
         return TrainingResult(
@@ -181,27 +195,8 @@ def train(
             run.best_values,
             run.seconds,
             resumed,
+            stopped_early=run.iteration < run.iterations,
         )
-
-
-@contextlib.contextmanager
-def _opened(
-    folder: Path, description: Mapping[str, Any], about: Mapping[str, Any], *, overwrite: bool
-) -> Iterator[TrainingLog]:
-    """The log of the folder's run.
-
-    Raises:
-        DataFileError: The folder holds another run, or files of none.
-    """
-    begun = (folder / CHECKPOINT).exists() or not is_empty(folder)
-    with open_log(folder, description, about, overwrite=overwrite or not begun) as log:
-        for name in (EDITOR, CHECKPOINT):
-            if log.is_new and not overwrite and (folder / name).exists():
-                raise DataFileError(
-                    f"{folder / name} is there and belongs to no run; give another folder, or "
-                    "begin anew over it (--overwrite, overwrite=True)"
-                )
-        yield log
 
 
 class _Run:
@@ -226,7 +221,7 @@ class _Run:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.stopping = EarlyStopping(hparams.early_stop_key, hparams.early_stop_patience)
         self.best_values: dict[str, float] | None = None
-        self.iteration = 0
+        self.iteration = self.kept = 0
         self._seconds_before = 0.0
         self._began = time.perf_counter()
         self.sums: dict[str, float] = {}
@@ -246,6 +241,16 @@ class _Run:
             if progress is not None:
                 progress(self.iteration, self.iterations, values)
             places = coming
+
+    def standing(self) -> str:
+        """Where the run stands when it is stopped, and what the same call does."""
+        at = f"stopped at iteration {self.iteration:,}"
+        if not self.kept:
+            return f"{at}; there is no checkpoint yet: the same command begins anew"
+        return (
+            f"{at}; the last checkpoint is of iteration {self.kept:,}; the same command goes on "
+            "from there"
+        )
 
     def _is_over(self) -> bool:
         return self.over or self.iteration >= self.iterations
@@ -343,6 +348,7 @@ class _Run:
 
     def _write_checkpoint(self) -> None:
         if self.log is None:
+            self.kept = self.iteration
             return
         told = {
             "run": self.log.run,
@@ -357,6 +363,7 @@ class _Run:
         }
         checkpoint = Checkpoint(self.trainee.state_dict(), optimizer_tensors(self.optimizer), told)
         checkpoint.write(self.folder / CHECKPOINT)
+        self.kept = self.iteration
 
     def resume(self) -> None:
         """Goes to where the last checkpoint is, in every process."""
@@ -365,7 +372,8 @@ class _Run:
             self.trainee.load_state_dict(found.trained)
             load_optimizer_tensors(self.optimizer, found.optimizer)
             told = found.told
-            self.iteration, self._seconds_before = told["iteration"], told["seconds"]
+            self.iteration = self.kept = told["iteration"]
+            self._seconds_before = told["seconds"]
             self.over = told["over"]
             self.stopping.best, self.stopping.best_step = told["best"], told["best_step"]
             self.best_values = told["best_values"]
