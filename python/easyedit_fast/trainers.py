@@ -48,9 +48,9 @@ def train_editor(
         requests: Records to learn from, as `Editor.edit` takes them. Each needs a locality prompt.
         validation: Other records, which say when the editor is best.
         folder: The run's folder; ``editor.safetensors`` in it is the best editor so far.
-        method: ``mend``.
-        hparams: Keys of `MENDTrainingHparams`, the path of a YAML file, a shipped name such as
-            ``TRAINING/MEND/llama-7b``, or hyperparameters ready made.
+        method: ``mend`` or ``serac``.
+        hparams: Keys of `MENDTrainingHparams` or `SERACTrainingHparams`, the path of a YAML file,
+            a shipped name such as ``TRAINING/MEND/llama-7b``, or hyperparameters ready made.
         architecture: Description of a model family that the package does not know.
         cache_folder: Where the trunk of the prompts is kept; None: in the user's cache.
         about: What the editor's card shall say beside the rest, e.g. the names of the data.
@@ -85,12 +85,15 @@ def train_editor(
         "versions": installed_versions(),
         **(about or {}),
     }
-    return train(
-        trainee,
-        resolved,
-        Path(folder),
-        about=card,
-        overwrite=overwrite,
-        name_of=name_of,
-        progress=progress,
-    )
+    try:
+        return train(
+            trainee,
+            resolved,
+            Path(folder),
+            about=card,
+            overwrite=overwrite,
+            name_of=name_of,
+            progress=progress,
+        )
+    finally:
+        trainee.close()

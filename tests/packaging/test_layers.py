@@ -17,7 +17,8 @@ LEVELS = (
     {"edits", "moments", "training"},
     {"evaluation", "mend", "results", "rome", "serac"},
     {"methods"},
-    {"editor", "trainers"},
+    {"editing", "trainers"},
+    {"editor"},
     {"profiling", "runs", "sweeps"},
     {"cli", "easyeditor", "serving"},
     {"__main__"},
@@ -26,7 +27,16 @@ LEVELS = (
 FOR_TYPES = {("ledger", "edits")}
 NATIVE_DOORS = {"_loader": "data", "_kernels": "kernels/native.py"}
 # Everything that a plain `pip install easyedit-fast` does not bring.
-OPTIONAL = {"datasets", "gguf", "matplotlib", "peft", "tensorboard"}
+OPTIONAL = {
+    "datasets",
+    "fastapi",
+    "gguf",
+    "matplotlib",
+    "peft",
+    "starlette",
+    "tensorboard",
+    "uvicorn",
+}
 
 
 def level(unit):

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from easyedit_fast.mend.factors import TargetRows, model_logits, target_nll, token_factors
 from easyedit_fast.mend.hparams import MENDHyperParams
-from easyedit_fast.mend.losses import OuterLosses, TailRows, nll_and_divergence, outer_losses
+from easyedit_fast.mend.losses import OuterLosses, TailRows, outer_losses
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.tail import Tail
+from easyedit_fast.training.losses import nll_and_divergence
 from tests.unit.tiny_models import tiny_model
 
 LAYER = 2

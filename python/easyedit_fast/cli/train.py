@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.training.loop import TrainingResult
 
-_OF_THE_DEMO_MODEL = "TRAINING/MEND/smollm2-135m"
+_OF_THE_DEMO_MODEL = "TRAINING/{}/smollm2-135m"
 
 
 def train(
@@ -53,7 +53,9 @@ def train(
             "RESULTS_DIR/models/METHOD/MODEL unless given, as EasyEdit has it."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="Method whose editor is trained: 'mend'.")] = "mend",
+    method: Annotated[
+        str, typer.Option(help="Method whose editor is trained: 'mend' or 'serac'.")
+    ] = "mend",
     model: options.ModelOrFromHparams = None,
     hparams: Annotated[
         Optional[str],  # noqa: UP045
@@ -89,7 +91,7 @@ def train(
     """
     _require_plot(plot)
     if hparams is None and model in (None, "demo"):
-        hparams = _OF_THE_DEMO_MODEL
+        hparams = _OF_THE_DEMO_MODEL.format(method.upper())
     keys = _keys(method, hparams, max_iters)
     if dtype is None and keys.get("half"):
         dtype = "bfloat16"
@@ -128,7 +130,7 @@ def train(
             except RecordError as error:
                 raise _placed(error, validated if error.among else requests) from error
     if first:
-        _report(result, _plot(result, plot, f"{method} for {name}"), json=json)
+        _report(result, method, _plot(result, plot, f"{method} for {name}"), json=json)
 
 
 def _require_plot(wanted: bool | None) -> None:
@@ -244,7 +246,7 @@ def _plot(result: TrainingResult, wanted: bool | None, title: str) -> Path | Non
     return path
 
 
-def _report(result: TrainingResult, picture: Path | None, *, json: bool) -> None:
+def _report(result: TrainingResult, method: str, picture: Path | None, *, json: bool) -> None:
     if json:
         print_json(
             {
@@ -269,4 +271,4 @@ def _report(result: TrainingResult, picture: Path | None, *, json: bool) -> None
             "ended before max_iters: early_stop_key was not better for early_stop_patience "
             "iterations; a larger max_iters changes nothing"
         )
-    print_line(f"use it: easyedit-fast edit --method mend --archive {result.editor} …")
+    print_line(f"use it: easyedit-fast edit --method {method} --archive {result.editor} …")

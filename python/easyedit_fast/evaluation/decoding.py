@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from easyedit_fast.evaluation.isolation import RowUpdates, Updates
+from easyedit_fast.evaluation.routing import RoutedRows
 from easyedit_fast.failures import Failures
 from easyedit_fast.models.memory import run_in_batches
 from easyedit_fast.models.passes import call_with_cache, head_only_at, padded_rows
@@ -96,13 +97,17 @@ class Decoder:
     choose: Choice = most_probable
 
     def run(
-        self, passages: Sequence[Passage], updates: Sequence[Updates] | None = None
+        self,
+        passages: Sequence[Passage],
+        updates: Sequence[Updates] | None = None,
+        routed: RoutedRows | None = None,
     ) -> list[Outcome]:
         """Predicts and continues; the outcome of a passage depends on that passage alone.
 
         Args:
             passages: The passages.
             updates: One edit a passage, or None.
+            routed: In place of updates, which of the passages are routed.
 
         Raises:
             ModelError: A model that keeps more of the past than keys and values.
@@ -110,8 +115,11 @@ class Decoder:
         """
 
         def run(places: Sequence[int]) -> list[Outcome]:
+            own = [passages[place] for place in places]
+            if routed is not None:
+                return _Batch(self, own, routed.of(places)).run()
             edits = None if updates is None else [updates[place] for place in places]
-            return _Batch(self, [passages[place] for place in places], edits).run()
+            return _Batch(self, own, RowUpdates(self.model, edits)).run()
 
         order = sorted(range(len(passages)), key=lambda place: len(passages[place].fed))
         # Of even size: a small last batch reads all weights as often as a full one.
@@ -128,11 +136,11 @@ class _Batch:
     """Passages that are continued together; a row is a passage's place among them."""
 
     def __init__(
-        self, decoder: Decoder, passages: Sequence[Passage], edits: Sequence[Updates] | None
+        self, decoder: Decoder, passages: Sequence[Passage], changes: RowUpdates | RoutedRows
     ) -> None:
         self.decoder = decoder
         self.passages = passages
-        self.updates = RowUpdates(decoder.model, edits)
+        self.changes = changes
         self.predicted: list[list[int]] = [[] for _ in passages]
         self.continuations: list[list[int]] = [[] for _ in passages]
 
@@ -217,7 +225,7 @@ class _Batch:
         self, rows: Sequence[int], cache: StandInCache, ids: Tensor, mask: Tensor, positions: Tensor
     ) -> Tensor:
         model = self.decoder.model
-        with self.updates.applied(rows):
+        with self.changes.applied(rows):
             output = call_with_cache(
                 model,
                 cache=cache,

@@ -11,7 +11,13 @@ from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.errors import RequestError
 from easyedit_fast.evaluation.decoding import Decoder, Passage
 from easyedit_fast.evaluation.generation import TopFive, text_of
-from easyedit_fast.evaluation.passages import RowTokens, encode_prompts, tokens_of
+from easyedit_fast.evaluation.passages import (
+    RowTokens,
+    after_contexts,
+    encode_prompts,
+    tokens_of,
+)
+from easyedit_fast.evaluation.routing import RoutedRows, Routing
 from easyedit_fast.evaluation.rows import Row, rows_of
 from easyedit_fast.failures import numbered
 from easyedit_fast.metrics import begins_with, n_gram_entropy, same_text, token_agreement
@@ -51,6 +57,7 @@ class Evaluator:
         requests: Sequence[EditRequest],
         *,
         updates: Sequence[Updates] | None = None,
+        routing: Routing | None = None,
         generate: bool = True,
         fluency: bool = False,
     ) -> list[dict[str, Any]]:
@@ -60,6 +67,7 @@ class Evaluator:
             requests: The requests.
             updates: One edit a request, added while its prompts run; the weights stay as they
                 are. None: the model as it is.
+            routing: In place of updates, where each prompt goes.
             generate: Whether to score greedy generations too.
             fluency: Whether to measure the n-gram entropy of a text of 100 tokens that begins
                 with the prompt.
@@ -84,24 +92,35 @@ class Evaluator:
         with numbered([row.request for row in rows]):
             tokens = tokens_of(tokenizer, rows, generate=generate)
         self._require_embeddings(rows, tokens)
+        routed = None
+        if routing is not None:
+            owners = [row.request for row in rows]
+            contexts = routing.contexts([row.prompt for row in rows], owners)
+            tokens = after_contexts(tokens, contexts, self.tokenizer.bos_token_id)
+            routed = RoutedRows(routing, [context is not None for context in contexts])
         self._require_room(rows, tokens)
+        edits = None if updates is None else [updates[row.request] for row in rows]
         scores = [_entry() for _ in requests]
         for score in scores if generate else ():
             score["generated"] = _entry()
-        edits = None if updates is None else [updates[row.request] for row in rows]
         for row, each, (predicted, text) in zip(
-            rows, tokens, self._run(rows, tokens, edits), strict=True
+            rows, tokens, self._run(rows, tokens, edits, routed), strict=True
         ):
             _add_prediction(scores[row.request], row, predicted, each.passages[0].answer)
             if generate:
                 _add_text(scores[row.request]["generated"], row, text)
         if fluency:
-            for score, entropy in zip(scores, self._entropies(requests, updates), strict=True):
+            entropies = self._entropies(requests, updates, routing)
+            for score, entropy in zip(scores, entropies, strict=True):
                 score["fluency"] = {"ngram_entropy": entropy}
         return scores
 
     def _run(
-        self, rows: Sequence[Row], tokens: Sequence[RowTokens], edits: Sequence[Updates] | None
+        self,
+        rows: Sequence[Row],
+        tokens: Sequence[RowTokens],
+        edits: Sequence[Updates] | None,
+        routed: RoutedRows | None,
     ) -> Iterator[tuple[list[int], str]]:
         """For each row what is predicted of its answer, and its continuation."""
         owners = [place for place, each in enumerate(tokens) for _ in each.passages]
@@ -110,6 +129,7 @@ class Evaluator:
             outcomes = Decoder(self.model, ends, self.batch_size).run(
                 [passage for each in tokens for passage in each.passages],
                 None if edits is None else [edits[place] for place in owners],
+                None if routed is None else routed.of(owners),
             )
         left = iter(outcomes)
         for each in tokens:
@@ -117,18 +137,31 @@ class Evaluator:
             yield own[0].predicted, text_of(self.tokenizer, own[-1].continuation, ends)
 
     def _entropies(
-        self, requests: Sequence[EditRequest], updates: Sequence[Updates] | None
+        self,
+        requests: Sequence[EditRequest],
+        updates: Sequence[Updates] | None,
+        routing: Routing | None,
     ) -> list[float]:
         """The fluency of each request's prompt with a sampled continuation."""
         tokenizer = RequestTokenizer.from_transformers(self.tokenizer)
-        prompts = encode_prompts(tokenizer, [request.prompt for request in requests])
+        texts = [request.prompt for request in requests]
+        prompts = encode_prompts(tokenizer, texts)
         most = min(_FLUENCY_TOKENS, context_length(self.model) or _FLUENCY_TOKENS)
-        passages = [Passage(prompt, len(prompt), max(0, most - len(prompt))) for prompt in prompts]
+        rows = [
+            RowTokens((Passage(prompt, len(prompt), max(0, most - len(prompt))),), most)
+            for prompt in prompts
+        ]
+        routed = None
+        if routing is not None:
+            contexts = routing.contexts(texts, range(len(texts)))
+            rows = after_contexts(rows, contexts, self.tokenizer.bos_token_id)
+            routed = RoutedRows(routing, [context is not None for context in contexts])
+        passages = [row.passages[0] for row in rows]
         # The text goes on after an end-of-sequence, as there.
         decoder = Decoder(self.model, batch_size=self.batch_size, choose=TopFive(most))
         return [
             n_gram_entropy(text_of(self.tokenizer, [*prompt, *outcome.continuation]))
-            for prompt, outcome in zip(prompts, decoder.run(passages, updates), strict=True)
+            for prompt, outcome in zip(prompts, decoder.run(passages, updates, routed), strict=True)
         ]
 
     def _require_embeddings(self, rows: Sequence[Row], tokens: Sequence[RowTokens]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from easyedit_fast.data import RequestTokenizer
+from easyedit_fast.data.contexts import with_context
 from easyedit_fast.data.tokenizer import IGNORED_LABEL
 from easyedit_fast.evaluation.decoding import Passage
 from easyedit_fast.evaluation.rows import Row
@@ -71,3 +72,25 @@ def _continued(scored: Passage, prompt: list[int], length: int) -> RowTokens:
         return RowTokens((dataclasses.replace(scored, new_tokens=new),), length)
     # The answer changes how the end of the prompt is tokenised.
     return RowTokens((scored, Passage(prompt, len(prompt), new)), length)
+
+
+def after_contexts(
+    tokens: Sequence[RowTokens], contexts: Sequence[Sequence[int] | None], bos: int | None
+) -> list[RowTokens]:
+    """The rows with their contexts before them."""
+    return [
+        row if context is None else _after(row, context, bos)
+        for row, context in zip(tokens, contexts, strict=True)
+    ]
+
+
+def _after(row: RowTokens, context: Sequence[int], bos: int | None) -> RowTokens:
+    passages = tuple(
+        dataclasses.replace(
+            passage,
+            tokens=with_context(passage.tokens, context, bos),
+            start=passage.start + len(context),
+        )
+        for passage in row.passages
+    )
+    return RowTokens(passages, row.length + len(context))

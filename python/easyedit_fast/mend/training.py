@@ -250,6 +250,9 @@ class MendTrainee:
         }
         write_editor(path, EditorFile(self.state_dict(), self.hparams.for_edits(), about))
 
+    def close(self) -> None:
+        """The model is as it was."""
+
     def prepare(self, iteration: int, places: list[int]) -> _Batch:
         """This process's share of a batch: all that is drawn is drawn here."""
         draw = self._drawn(iteration, places)

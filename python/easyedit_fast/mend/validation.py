@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from easyedit_fast.errors import ModelError
 from easyedit_fast.mend.factors import token_factors
 from easyedit_fast.mend.hparams import MENDTrainingHparams
-from easyedit_fast.mend.losses import edited_in_groups, nll_and_divergence
+from easyedit_fast.mend.losses import edited_in_groups
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.mend.training_rows import LocalityRows, TrainingRows
 from easyedit_fast.processes import rank_and_ranks, sum_over_ranks
+from easyedit_fast.training.losses import nll_and_divergence
 
 _ROWS_AT_ONCE = 32
 VALUES = (

@@ -154,21 +154,31 @@ def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def head_only_at(model: PreTrainedModel, read: Tensor) -> Iterator[None]:
+def head_only_at(
+    model: PreTrainedModel, read: Tensor, others: Tensor | None = None
+) -> Iterator[list[Tensor]]:
     """Feeds the head [1, p, d] instead of [n, t, d], so that [n, t, vocabulary] never exists.
 
     Args:
         model: The model; in the ``with`` block its logits are ``[1, p, vocabulary]``.
         read: ``[n, t]`` bool, the p places whose logits are wanted.
+        others: ``[m, d]``, such states from before; their logits ``[m, vocabulary]`` come after
+            those of the p.
+
+    Yields:
+        The states ``[p, d]`` of each pass, as they come.
     """
+    states: list[Tensor] = []
 
     def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         hidden_states: Tensor = args[0]
-        return hidden_states[read.to(hidden_states.device)].unsqueeze(0), *args[1:]
+        states.append(hidden_states[read.to(hidden_states.device)])
+        wanted = states[-1] if others is None else torch.cat([states[-1], others])
+        return wanted.unsqueeze(0), *args[1:]
 
     handle = model.get_output_embeddings().register_forward_pre_hook(pick)
     try:
-        yield
+        yield states
     finally:
         handle.remove()
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -43,14 +43,17 @@ class PromptEncoder(Protocol):
     """What makes embeddings of prompts.
 
     Attributes:
-        fingerprint: Tells it from every other one; part of each row.
         size: Numbers of an embedding.
         heads: Equal parts of an embedding; two are as near as the nearest of their parts.
     """
 
-    fingerprint: str
     size: int
     heads: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells it from every other one; part of each row."""
+        ...
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """``[prompts, size]`` float32, in one pass."""
@@ -83,10 +86,12 @@ class EditMemory:
             DataFileError: The store is damaged.
         """
         self.encoder = encoder
+        self._fingerprint = encoder.fingerprint
         self._store = store
         self._matrix = _Matrix(encoder.size, encoder.heads, precision)
         self._edits: list[StoredEdit] = []
         self._places: dict[int, int] = {}
+        self._of_prompt: dict[str, list[int]] = {}  # rising ids
         self._last_id = 0
         self._last_removal = 0
         self._lock = threading.RLock()
@@ -94,6 +99,10 @@ class EditMemory:
 
     def __len__(self) -> int:
         return len(self._edits)
+
+    def __contains__(self, id_: int) -> bool:
+        with self._lock:
+            return id_ in self._places
 
     def __iter__(self) -> Iterator[StoredEdit]:
         """The edits by rising ids."""
@@ -109,7 +118,7 @@ class EditMemory:
         """
         asked = request_list(requests)
         embeddings = self.encoder.embed([request.prompt for request in asked])
-        ids = self._store.add(asked, embeddings, self.encoder.fingerprint)
+        ids = self._store.add(asked, embeddings, self._fingerprint)
         self.refresh()
         return ids
 
@@ -148,6 +157,8 @@ class EditMemory:
     def nearest(self, queries: Tensor, count: int = 1) -> list[list[Nearest]]:
         """The edits that are nearest to some queries, the nearest first.
 
+        Of edits with the same prompt only the newest counts: it holds until it is removed.
+
         Args:
             queries: ``[q, d]`` float32, as the encoder makes them.
             count: Edits of each query; fewer where the memory holds fewer.
@@ -156,9 +167,21 @@ class EditMemory:
             found = self._matrix.squared_distances(queries)
             values, places = found.topk(min(count, len(self._edits)), dim=1, largest=False)
             return [
-                [Nearest(self._edits[at], value) for value, at in zip(*pair, strict=True)]
+                self._newest(zip(*pair, strict=True))
                 for pair in zip(values.tolist(), places.tolist(), strict=True)
             ]
+
+    def close(self) -> None:
+        """Ends the use of the store."""
+        self._store.close()
+
+    def _newest(self, found: Iterable[tuple[float, int]]) -> list[Nearest]:
+        """The edits at some distances and places, each prompt's newest in the place of all."""
+        kept: dict[int, Nearest] = {}
+        for distance, place in found:
+            newest = self._of_prompt[_plain(self._edits[place])][-1]
+            kept.setdefault(newest, Nearest(self._edits[self._places[newest]], distance))
+        return list(kept.values())
 
     def search(self, prompt: str, count: int = 10) -> list[Nearest]:
         """The edits that are nearest to a prompt, the nearest first."""
@@ -170,14 +193,15 @@ class EditMemory:
         write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
 
     def _take(self, edit: StoredEdit) -> None:
-        if edit.encoder != self.encoder.fingerprint or len(edit.embedding) != self.encoder.size:
+        if edit.encoder != self._fingerprint or len(edit.embedding) != self.encoder.size:
             raise EditStateError(
                 f"edit {edit.id} was embedded by the encoder {edit.encoder}, and this one is "
-                f"{self.encoder.fingerprint}; open the memory with that encoder, or export its "
+                f"{self._fingerprint}; open the memory with that encoder, or export its "
                 "requests and import them into a new one"
             )
         self._places[edit.id] = len(self._edits)
         self._edits.append(edit)
+        self._of_prompt.setdefault(_plain(edit), []).append(edit.id)
         self._matrix.append(edit.embedding)
         self._last_id = edit.id
 
@@ -186,6 +210,10 @@ class EditMemory:
         place = self._places.pop(id_, None)
         if place is None:
             return
+        removed = _plain(self._edits[place])
+        self._of_prompt[removed].remove(id_)
+        if not self._of_prompt[removed]:
+            del self._of_prompt[removed]
         last = self._edits.pop()
         self._matrix.move_last_to(place)
         if last.id != id_:
@@ -247,6 +275,11 @@ class _Matrix:
             if self._scales is not None:
                 rows = rows * self._scales[first:last, None]
             yield rows.view(last - first, self._heads, -1), self._norms[first:last]
+
+
+def _plain(edit: StoredEdit) -> str:
+    """The prompt with runs of white space as one space."""
+    return " ".join(edit.request.prompt.split())
 
 
 def _doubled(tensor: Tensor) -> Tensor:

@@ -47,6 +47,9 @@ def _told(description: Mapping[str, Any]) -> dict[str, Any]:
     told |= {f"hyperparameter {name}": value for name, value in hparams.items()}
     whose = ("records", "validation records")
     for name, rows in zip(whose, description.get("data", ()), strict=False):
+        if isinstance(rows, str):  # a digest
+            told[name] = rows
+            continue
         told[name] = [rows["labels"], *(rows[part]["tokens"] for part in ("targets", "locality"))]
         told |= {key: rows["targets"][key] for key in ("device", "dtype")}
     return told

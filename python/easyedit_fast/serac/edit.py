@@ -1,0 +1,105 @@
+"""An edit that lies in a memory: what a user applies, reverts, saves and lists."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from easyedit_fast.edits import Edit
+from easyedit_fast.errors import EditStateError
+from easyedit_fast.files import write_whole
+from easyedit_fast.serac.memory import EditMemory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class MemoryEdit(Edit):
+    """Requests in an edit memory; no weight is changed.
+
+    Attributes:
+        ids: Their numbers in the memory; empty while they are not in it.
+    """
+
+    def __init__(self, memory: EditMemory, **about: Any) -> None:
+        """Takes the memory that `apply` adds to, and what `Edit` is told."""
+        super().__init__({}, **about)
+        self._memory = memory
+        self.ids: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"MemoryEdit(method={self.method!r}, requests={len(self.requests)}, ids={self.ids})"
+
+    @property
+    def id(self) -> str:
+        """Hexadecimal SHA-256 over the requests: the same edit, the same id."""
+        told = [request.to_dict() for request in self.requests]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether all of its requests are in the memory now."""
+        return bool(self.ids) and all(id_ in self._memory for id_ in self.ids)
+
+    def apply(self, model: PreTrainedModel | None = None, *, check_model: bool = True) -> None:
+        """Adds the requests to the memory: all of them, or none.
+
+        Args:
+            model: Without meaning: the memory knows its model.
+            check_model: Without meaning.
+
+        Raises:
+            EditStateError: They are in it already.
+            DataFileError: The memory's file cannot be written.
+        """
+        if self.is_applied:
+            raise EditStateError("this edit is in the memory already; revert() it first")
+        self.ids = self._memory.add(self.requests)
+
+    def revert(self, model: PreTrainedModel | None = None) -> None:
+        """Takes the requests out of the memory; later edits stay.
+
+        Args:
+            model: Without meaning.
+
+        Raises:
+            EditStateError: They are not in it (any more).
+        """
+        if not self.ids:
+            raise EditStateError("this edit is not in the memory, so there is nothing to revert")
+        self._memory.remove(self.ids)
+        self.ids = []
+
+    def save(self, path: str | Path) -> None:
+        """Writes the requests as JSON lines, which `read_requests` reads."""
+        lines = [json.dumps(one.to_dict(), ensure_ascii=False) for one in self.requests]
+        write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> NoReturn:
+        """Not for edits of a memory.
+
+        Raises:
+            EditStateError: Always; the message says what to do.
+        """
+        raise EditStateError(
+            f"{path}: edits of a memory are requests; read_requests() reads them, and "
+            "Editor.edit() adds them"
+        )
+
+    def to_peft(self, folder: str | Path, *, base_model: str | None = None) -> None:
+        """Not for edits of a memory.
+
+        Raises:
+            EditStateError: Always; the message says what to do.
+        """
+        raise EditStateError(
+            "SERAC changes no weight, so there is no adapter to export; ship the memory's file, "
+            "or edit with ROME or MEND"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What the edit is, as plain JSON values."""
+        return {**self._metadata(), "id": self.id, "ids": self.ids, "updates": {}}

@@ -1,0 +1,152 @@
+"""SERAC's hyperparameters, with EasyEdit's keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from easyedit_fast.errors import HparamsError
+from easyedit_fast.hparams import (
+    Hparams,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    find_hparams_file,
+    named,
+    read_yaml,
+)
+from easyedit_fast.models.sentence_encoders import PACKAGED_ENCODER
+from easyedit_fast.training.hparams import TrainingHparams
+
+_WITHOUT_MEANING = frozenset(
+    {
+        "checkpoint_grad",
+        "edit_bs",
+        "edit_lr",
+        "exact_match",
+        "inner_params",
+        "lora",
+        "lr_lr",
+        "unlikelihood",
+    }
+)
+"""Keys of EasyEdit's SERAC files that change nothing here, nor there."""
+
+
+class SERACHparams(Hparams):
+    """What SERAC's scope and counterfactual model are made of.
+
+    Attributes:
+        alg_name: ``SERAC``.
+        model_name: Name or path of the model.
+        archive: The trained scope and adapter.
+        cls_name: The scope's sentence encoder: ``minilm`` for the packaged one, a folder or a name
+            on the hub.
+        cls_class: The class of transformers that loads it.
+        pooling: Its ``mean`` or first (``cls``) hidden state is the embedding; None: as its folder
+            says.
+        cls_rank: Rank of the encoder's trained change (LoRA); None: its own weights are trained.
+        freeze: Train its last so many layers alone; None: all of them.
+        cos: Distances are cosines: 1 - cos.
+        square: Distances are squared; without meaning with `cos`.
+        bound_embeds: Embeddings go through tanh.
+        dist_heads: Parts of an embedding; two are as near as the nearest of their parts.
+        soft_weighting: Answers are mixed by similarity in ``forward``, not switched.
+        freeze_cntr: The base model itself answers from the edit, untrained.
+        cntr_rank: Rank of the adapter (LoRA) on the base model.
+        cntr_alpha: Its output is scaled by ``cntr_alpha / cntr_rank``.
+        cntr_modules: Ends of the names of the linear layers it is on; None: those of attention.
+        seed: Of all that is drawn.
+        device: Where the model is loaded; None leaves it to the editor.
+        model_parallel: Whether the model is spread over all devices.
+        fp16: Whether the model is loaded in half precision.
+    """
+
+    alg_name: Literal["SERAC"] = "SERAC"
+    model_name: str = ""
+    archive: PathText | None = None
+    cls_name: str = PACKAGED_ENCODER
+    cls_class: str = "AutoModel"
+    pooling: Literal["mean", "cls"] | None = None
+    cls_rank: PositiveInt | None = 16
+    freeze: PositiveInt | None = None
+    cos: bool = True
+    square: bool = True
+    bound_embeds: bool = False
+    dist_heads: PositiveInt = 1
+    soft_weighting: bool = False
+    freeze_cntr: bool = False
+    cntr_rank: PositiveInt = 16
+    cntr_alpha: PositiveFloat = 32.0
+    cntr_modules: list[str] | None = None
+    seed: Annotated[int, pydantic.Field(ge=0, lt=1 << 63)] = 0
+    device: int | str | None = None
+    model_parallel: bool = False
+    fp16: bool = False
+
+    @classmethod
+    def _warn_unknown(cls, name: str) -> None:
+        known = {*_WITHOUT_MEANING, *SERACTrainingHparams.model_fields}
+        if name not in known:
+            super()._warn_unknown(name)
+
+
+class SERACTrainingHparams(TrainingHparams, SERACHparams):
+    """How SERAC's two parts are trained; see `SERACHparams` and `TrainingHparams`.
+
+    Attributes:
+        parts: ``both``, the ``scope`` alone, or the ``counterfactual`` adapter alone.
+        cls_lr: Adam's learning rate for the scope; None: `lr`.
+        cntr_batch_size: Records of a batch that the adapter learns from; None: all of it.
+        use_all_negatives: The other edits of a batch are wrong answers for a rephrased prompt;
+            else only "none of these" is.
+        hard_negatives: Edits beside each of a batch, among those that are nearest to it before
+            training, which its prompts are told apart from.
+    """
+
+    parts: Literal["both", "scope", "counterfactual"] = "both"
+    cls_lr: PositiveFloat | None = None
+    cntr_batch_size: PositiveInt | None = None
+    use_all_negatives: bool = True
+    hard_negatives: NonNegativeInt = 3
+    cedit: NonNegativeFloat = 1.0
+    early_stop_key: str = "loss/total_val"
+
+    @classmethod
+    def checked_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys as they are given, checked before there is a model.
+
+        Keys without a meaning are left out, so that they are told of once.
+
+        Raises:
+            HparamsError: A value cannot be used.
+        """
+        cls(**given)
+        return {name: value for name, value in given.items() if name in cls.model_fields}
+
+    @classmethod
+    def resolved(
+        cls, hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None
+    ) -> SERACTrainingHparams:
+        """From whatever the user gave; see `serac.training.serac_trainee`."""
+        if isinstance(hparams, Hparams):
+            if not isinstance(hparams, cls):
+                raise HparamsError(
+                    f"{type(hparams).__name__} is not for training SERAC; give {cls.__name__}"
+                )
+            return hparams.model_copy(deep=True)
+        if hparams is None or isinstance(hparams, Mapping):
+            return cls(**(hparams or {}))
+        given = read_yaml(find_hparams_file(hparams, "TRAINING/SERAC"))
+        with named(os.fspath(hparams)):
+            return cls(**given)
+
+    def for_edits(self) -> dict[str, Any]:
+        """Those that the parts were made with, as `SERACHparams` takes them."""
+        wanted = set(SERACHparams.model_fields) - {"archive"}
+        return {name: value for name, value in self.to_dict().items() if name in wanted}

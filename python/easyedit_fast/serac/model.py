@@ -1,0 +1,400 @@
+"""SERAC's model: a transformers model that answers each prompt from an edit, or from itself."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from easyedit_fast.errors import EditStateError, ModelError
+from easyedit_fast.models.limits import context_length
+from easyedit_fast.serac.chat import Context, Contexts, QueryReader, likely_mask, prompts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from easyedit_fast.serac.counterfactual import CounterfactualAdapter
+    from easyedit_fast.serac.routing import Route
+
+_CACHE_NAMES = ("cache", "past_key_values")  # of releases of transformers, new and old
+_CACHE = _CACHE_NAMES[not hasattr(CausalLMOutputWithPast, "cache")]
+_MARK = "_serac_contexts"
+# Of the user's rows, or of what the model makes up itself; a pass with contexts has its own.
+_OF_THE_ROWS = ("input_ids", "attention_mask", "position_ids", "cache_position", "token_type_ids")
+_REFUSED = {
+    "assistant_model": "another model's drafts",
+    "prompt_lookup_num_tokens": "drafts from the prompt",
+    "assistant_early_exit": "drafts of early layers",
+    "use_mtp": "drafts",
+    "dola_layers": "DoLa",
+    "penalty_alpha": "contrastive search",
+    "guidance_scale": "guidance by a second pass",
+    "custom_generate": "another generation loop",
+    "prefill_chunk_size": "a prompt in chunks",
+    "token_healing": "healing of the prompt's end",
+    "cache_implementation": "a cache of fixed size",
+    "past_key_values": "a cache of earlier tokens",
+    "cache": "a cache of earlier tokens",
+}
+_GROWING_CACHES = ("dynamic", "offloaded", "quantized")
+
+
+class Routes(Protocol):
+    """What says where prompts go."""
+
+    def routes(self, prompts: Sequence[str]) -> list[Route]:
+        """The route of each prompt."""
+        ...
+
+
+class SeracModel(PreTrainedModel, GenerationMixin):
+    """A causal language model whose edits are kept in a memory, beside its weights.
+
+    A prompt in the scope of an edit is answered by the counterfactual model, which reads the edit
+    before it; any other prompt by the base model, as if there were no edits. Its class has the name
+    of the base model's class, by which transformers tells what a model is good for.
+
+    Attributes:
+        base: The base model, which holds the adapter.
+        router: Says which edit a prompt belongs to.
+        adapter: Makes the base model the counterfactual one.
+        soft: Whether `forward` mixes the two models' answers, unless it is told.
+    """
+
+    base_model_prefix = "base"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    base: Any
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        router: Routes,
+        adapter: CounterfactualAdapter,
+        *,
+        soft: bool = False,
+    ) -> None:
+        """Wraps a model; nothing is copied.
+
+        Args:
+            base: The base model, with the adapter put in.
+            tokenizer: Its (fast) tokenizer.
+            router: Says which edit a prompt belongs to.
+            adapter: The adapter.
+            soft: Whether `forward` mixes the two models' answers, unless it is told.
+        """
+        super().__init__(base.config)
+        self.__class__ = type(type(base).__name__, (type(self),), {"__module__": __name__})
+        self.base = base
+        self.training = base.training
+        self.router = router
+        self.adapter = adapter
+        self.soft = soft
+        self._reader = QueryReader(tokenizer)
+        # The adapter's switch is in the base model's layers, so a pass of another thread sees it.
+        self._lock = threading.RLock()
+        if hasattr(base, "hf_device_map"):
+            self.hf_device_map = base.hf_device_map
+        self._accepted = frozenset(inspect.signature(type(base).forward).parameters)
+
+    @property
+    def generation_config(self) -> Any:
+        """The base model's."""
+        return self.base.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        if "base" in self._modules:  # transformers' own constructor sets one of its making
+            self.base.generation_config = config
+
+    def get_output_embeddings(self) -> Any:
+        """The base model's."""
+        return self.base.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Sets the base model's."""
+        self.base.set_output_embeddings(new_embeddings)
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuses: a folder of weights would hold no edits.
+
+        Raises:
+            EditStateError: Always.
+        """
+        raise EditStateError(
+            "a folder of weights cannot hold SERAC's edits; save the memory to a file, and load it "
+            'with Editor.from_pretrained(…, method="serac", memory=…)'
+        )
+
+    def routes(
+        self, prompts: str | Sequence[str] | Tensor, attention_mask: Tensor | None = None
+    ) -> list[Route]:
+        """Which edit, if any, answers each prompt.
+
+        Args:
+            prompts: Texts, or token ids ``[rows, columns]``.
+            attention_mask: ``[rows, columns]`` of token ids; None: there are no pads.
+        """
+        if isinstance(prompts, Tensor):
+            texts = [
+                self._reader.read(tokens).text for tokens in prompts_of(prompts, attention_mask)
+            ]
+        else:
+            texts = [prompts] if isinstance(prompts, str) else list(prompts)
+            texts = [self._reader.text(text) for text in texts]
+        return self.router.routes(texts)
+
+    def _contexts(self, prompts: Sequence[Sequence[int]]) -> Contexts:
+        """Routes prompts of tokens; an empty one is the base model's."""
+        queries = [self._reader.read(tokens) for tokens in prompts]
+        asked = [place for place, query in enumerate(queries) if query.text]
+        found = [Context([]) for _ in queries]
+        routes = self.router.routes([queries[place].text for place in asked]) if asked else []
+        for place, route in zip(asked, routes, strict=True):
+            if route.edit is not None:
+                tokens = self.adapter.context(route.edit.request)
+                found[place] = Context(tokens, queries[place].place, route.similarity)
+        return Contexts(found, context_length(self.base))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        prompt_length: int | Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        soft: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The logits at the user's tokens; those of an edit that is read before them are cut away.
+
+        Rows that are in no edit's scope have the base model's logits to the last bit, unless a
+        cache is asked for in a batch that also holds rows of an edit: then all run in one pass.
+        ``position_ids`` count in rows without an edit alone.
+
+        Args:
+            input_ids: ``[rows, columns]``, padded on either side.
+            attention_mask: ``[rows, columns]``; None: there are no pads. With a cache, of all
+                columns so far.
+            labels: ``[rows, columns]``, -100 where no loss is wanted; what goes before the first
+                label of a row is the prompt that is routed.
+            prompt_length: How many tokens of the rows, pads left out, are the prompt instead: a
+                number, or ``[rows]``.
+            use_cache: Whether to return a cache of keys and values, which knows the rows' routes;
+                None: only where no row has an edit.
+            logits_to_keep: Of the last so many columns alone, or of the columns ``[n]``; 0: of all.
+            soft: Whether a row with an edit has (1 - w) · base + w · counterfactual, w its
+                similarity, as probabilities; None: as `soft` of the model says.
+            kwargs: Further arguments of the base model, its ``past_key_values`` among them.
+
+        Returns:
+            ``CausalLMOutputWithPast``: logits ``[rows, columns, vocabulary]``, without meaning
+            at the pads of rows with an edit, and the loss as the base model has it.
+
+        Raises:
+            ModelError: A row is too long with its edit, or an argument cannot be used.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "use_cache": use_cache,
+            **kwargs,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        if not isinstance(logits_to_keep, int) or logits_to_keep:
+            given["logits_to_keep"] = logits_to_keep
+        with self._lock:
+            if (cache := _cache_of(given)) is not None:
+                given = {name: one for name, one in given.items() if name not in _CACHE_NAMES}
+                given[_CACHE] = cache
+            contexts = getattr(cache, _MARK, None)
+            if contexts is not None:
+                with self.adapter.on(contexts.routed):
+                    return self.base(**self._widened(contexts, given))
+            if cache is not None and cache.get_seq_length():
+                return self.base(**given)  # the base model's own, routed by its first pass
+            if input_ids is None:
+                raise ModelError("SERAC routes by the prompt's tokens; pass input_ids")
+            prompts = prompts_of(input_ids, attention_mask, labels, prompt_length)
+            contexts = self._contexts(prompts)
+            if not any(contexts.routed):
+                return self.base(**given)
+            return self._answered(contexts, given, self.soft if soft is None else soft)
+
+    def _answered(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> Any:
+        """A first pass in which some rows have a context."""
+        if given.get("output_hidden_states") or given.get("output_attentions"):
+            raise ModelError(
+                "hidden states and attentions of a prompt in an edit's scope are those of a longer "
+                "one; ask model.base for them"
+            )
+        labels, return_dict = given.pop("labels", None), given.pop("return_dict", True)
+        cache = None
+        if not given.get("use_cache") and _cache_of(given) is None:
+            logits = self._apart(contexts, given, soft)
+        elif soft:
+            raise ModelError("mixed answers have no cache; pass soft=False or use_cache=False")
+        else:
+            if _CACHE == "past_key_values":  # some models of old releases would return tuples
+                given.setdefault(_CACHE, DynamicCache())
+            arguments = self._widened(contexts, given, cut=True)
+            with self.adapter.on(contexts.routed):
+                output = self.base(**arguments)
+            logits = contexts.logits(output.logits, given.get("logits_to_keep", 0))
+            cache = getattr(output, _CACHE)
+            setattr(cache, _MARK, contexts)
+        loss = None
+        if labels is not None:
+            size = self.config.get_text_config().vocab_size
+            extra = {name: given[name] for name in ("num_items_in_batch",) if name in given}
+            loss = self.base.loss_function(logits=logits, labels=labels, vocab_size=size, **extra)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{_CACHE: cache})
+        return output if return_dict else output.to_tuple()
+
+    def _apart(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> Tensor:
+        """The user's logits: rows with a context have a pass of their own."""
+        given = {**given, "use_cache": False}
+        rows = [row for row, routed in enumerate(contexts.routed) if routed]
+        own = contexts.of(rows)
+        places = torch.tensor(rows, device=given["input_ids"].device)
+        picked = {name: given[name][places] for name in _OF_THE_ROWS[:2] if name in given}
+        arguments = self._widened(own, {**given, **picked}, cut=True)
+        with self.adapter.on():
+            edited = own.logits(self.base(**arguments).logits, given.get("logits_to_keep", 0))
+        if len(rows) == len(contexts.rows) and not soft:
+            return edited
+        base: Tensor = self.base(**given).logits
+        places = places.to(base.device)
+        if soft:
+            edited = own.mixed(base[places], edited)
+        return base.index_copy(0, places, edited.to(base.device))
+
+    def _widened(
+        self, contexts: Contexts, given: dict[str, Any], *, cut: bool = False
+    ) -> dict[str, Any]:
+        """The base model's arguments for a pass with contexts, which a cache is marked with.
+
+        Args:
+            contexts: The contexts.
+            given: The arguments without them.
+            cut: Whether `Contexts.logits` cuts the user's logits out of the result.
+        """
+        cache, ids, mask = _cache_of(given), given["input_ids"], given.get("attention_mask")
+        if cache is not None and getattr(cache, _MARK, None) is contexts:
+            wide = contexts.next(ids, mask, cache.get_seq_length())
+        else:
+            wide = contexts.first(ids, mask)
+            if cache is not None:
+                setattr(cache, _MARK, contexts)
+        kept = {name: value for name, value in given.items() if name not in _OF_THE_ROWS}
+        if cut and "logits_to_keep" in self._accepted:
+            kept["logits_to_keep"] = contexts.last(given.get("logits_to_keep", 0))
+        return {**kept, **{name: wide[name] for name in wide if name in self._accepted}}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As ``generate`` of transformers: each row goes on as its edit, or the base model, says.
+
+        The base model's own loop runs once for the whole batch. It sees the user's tokens alone:
+        so do streamers, stopping criteria and what counts tokens, such as ``max_length``.
+
+        Args:
+            inputs: ``[rows, columns]`` token ids, padded on either side; or ``input_ids``.
+            generation_config: As in transformers.
+            kwargs: As in transformers.
+
+        Returns:
+            As in transformers; the sequences begin with the user's columns as they were given.
+
+        Raises:
+            ModelError: A row is too long with its edit, or a way to generate is not supported.
+        """
+        _refuse_unsupported(kwargs, generation_config, self.generation_config)
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        with self._lock:
+            if ids is None:
+                return self.base.generate(inputs, generation_config, **kwargs)
+            if (mask := kwargs.get("attention_mask")) is None:
+                configs = [generation_config, self.generation_config]
+                names = ("pad_token_id", "eos_token_id")
+                mask = likely_mask(ids, *(_setting(name, kwargs, configs) for name in names))
+            contexts = self._contexts(prompts_of(ids, mask))
+            padded_right = bool((mask[:, 1:] < mask[:, :-1]).any())
+            if not any(contexts.routed) and not padded_right:
+                return self.base.generate(inputs, generation_config, **kwargs)
+            # Pads go to the left: a stable order by the mask keeps the rest.
+            order = mask.argsort(dim=1, stable=True)
+            own = {name: value for name, value in kwargs.items() if name not in _OF_THE_ROWS}
+            own["attention_mask"] = mask.gather(1, order)
+            if _fixed_cache(self.generation_config):
+                own.setdefault("cache_implementation", None)  # its size leaves contexts out
+            with self.adapter.on(contexts.routed), self._widening(contexts):
+                result = self.base.generate(ids.gather(1, order), generation_config, **own)
+            sequences = result if isinstance(result, Tensor) else result.sequences
+            times = len(sequences) // len(ids)
+            sequences[:, : ids.shape[1]] = ids.repeat_interleave(times, 0).to(sequences.device)
+            return result
+
+    @contextlib.contextmanager
+    def _widening(self, contexts: Contexts) -> Iterator[None]:
+        """Puts contexts into all passes of the base model in a ``with`` block."""
+
+        def widen(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            return args, self._widened(contexts, kwargs)
+
+        handle = self.base.register_forward_pre_hook(widen, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _cache_of(given: dict[str, Any]) -> Any:
+    return next((given[name] for name in _CACHE_NAMES if given.get(name) is not None), None)
+
+
+def _setting(name: str, kwargs: dict[str, Any], configs: Sequence[GenerationConfig | None]) -> Any:
+    """What holds in ``generate``: an argument, or else what the first config says."""
+    values = (getattr(config, name, None) for config in configs)
+    return kwargs.get(name, next((value for value in values if value is not None), None))
+
+
+def _fixed_cache(config: GenerationConfig) -> str | None:
+    """The cache of fixed size that the settings name, if they do."""
+    name: str | None = getattr(config, "cache_implementation", None)
+    return None if name in _GROWING_CACHES else name
+
+
+def _refuse_unsupported(
+    kwargs: dict[str, Any], given: GenerationConfig | None, own: GenerationConfig
+) -> None:
+    if kwargs.get("inputs_embeds") is not None:
+        raise ModelError("SERAC routes by the prompt's tokens; pass input_ids, not inputs_embeds")
+    fixed = _fixed_cache(own)  # Gemma's own settings name such a cache; it is replaced
+    for name, what in _REFUSED.items():
+        unused = (None, False, 0, *([1] if name == "guidance_scale" else _GROWING_CACHES), fixed)
+        if _setting(name, kwargs, [given, own]) not in unused:
+            raise ModelError(
+                f"SERAC cannot generate with {what}; leave {name} out, or use model.base, which "
+                "knows no edits"
+            )

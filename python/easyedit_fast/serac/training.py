@@ -1,0 +1,377 @@
+"""Training SERAC: the scope learns whose prompt it is, the adapter to answer from an edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from easyedit_fast.errors import HparamsError, NonFiniteError, RecordError
+from easyedit_fast.files import digest
+from easyedit_fast.hparams import Hparams
+from easyedit_fast.models.architectures import Architecture, architecture_of
+from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.processes import gathered, rank_and_ranks
+from easyedit_fast.serac.answers import Answered, answer_logits
+from easyedit_fast.serac.counterfactual import CounterfactualAdapter, attention_modules
+from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
+from easyedit_fast.serac.hparams import SERACTrainingHparams
+from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.training_data import SeracData, wrong_pairs
+from easyedit_fast.serac.validation import VALUES, validate
+from easyedit_fast.training.batches import draws
+from easyedit_fast.training.loop import VALIDATION
+from easyedit_fast.training.losses import nll_and_divergence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from easyedit_fast.requests import EditRequest
+
+_NEAR = 64
+"""So many records that are nearest to one may be its hard negatives."""
+
+
+def serac_trainee(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[EditRequest],
+    validation: Sequence[EditRequest],
+    *,
+    hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None = None,
+    architecture: Architecture | None = None,
+    **options: Any,
+) -> tuple[SeracTrainee, SERACTrainingHparams]:
+    """What learns, from hyperparameters in whatever form the user gave them in.
+
+    Args:
+        model: As for `SeracTrainee`, like the rest.
+        tokenizer: As there.
+        requests: As there.
+        validation: As there.
+        hparams: Keys, the path of a YAML file or a shipped name such as
+            ``TRAINING/SERAC/llama-7b``, or hyperparameters ready made.
+        architecture: As there.
+        **options: As there.
+
+    Raises:
+        HparamsError: A value cannot be used.
+        MissingFileError: There is no such file.
+    """
+    resolved = SERACTrainingHparams.resolved(hparams)
+    trainee = SeracTrainee(
+        model, tokenizer, requests, validation, resolved, architecture=architecture, **options
+    )
+    return trainee, resolved
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ScopeShare:
+    """What the scope is asked in this process's share of a batch.
+
+    Attributes:
+        places: Of the edits that prompts are compared with: the batch's records, then others that
+            are near to them.
+        own: Among these, the record of each rephrase prompt and of each locality prompt.
+        inside: The rephrase prompts.
+        outside: The locality prompts.
+        records: Records of the batch.
+    """
+
+    places: list[int]
+    own: list[int]
+    inside: list[str]
+    outside: list[str]
+    records: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _AdapterShare:
+    """What the adapter is asked in this process's share of a batch.
+
+    Attributes:
+        places: The records.
+        targets: A prompt in the scope of each one's edit, after the edit.
+        outside: A locality prompt of each, after the edit.
+        probes: The same prompts' places among all locality prompts.
+        records: Records of the batch that the adapter learns from.
+    """
+
+    places: list[int]
+    targets: list[Answered]
+    outside: list[Answered]
+    probes: list[int]
+    records: int
+
+
+_Batch = tuple[_ScopeShare, _AdapterShare]
+
+
+class SeracTrainee:
+    """A scope and an adapter that learn from records.
+
+    Attributes:
+        hparams: The hyperparameters.
+        scope: The scope.
+        adapter: The adapter of the counterfactual model.
+        records: Records to learn from.
+        validation_values: Names of what a validation gives.
+    """
+
+    validation_values = VALUES
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+        validation: Sequence[EditRequest],
+        hparams: SERACTrainingHparams,
+        *,
+        architecture: Architecture | None = None,
+        cache_folder: Path | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Loads the scope's encoder, and puts the adapter into the model.
+
+        Args:
+            model: The model; its weights stay as they are.
+            tokenizer: Its (fast) tokenizer.
+            requests: The records to learn from.
+            validation: The records of the validations.
+            hparams: The hyperparameters.
+            architecture: Description of a family that the package does not know.
+            cache_folder: Without meaning here.
+            progress: Without meaning here.
+
+        Raises:
+            RequestError: A record has no locality prompt, or does not fit the model.
+            ModelError: The model cannot be trained on, or there is no such encoder.
+            HparamsError: A module is none.
+            MissingPackageError: A package is missing.
+        """
+        _require_records_for_all(hparams)
+        known = architecture or architecture_of(model)
+        self.hparams = hparams
+        self._fingerprint = model_fingerprint(model, known)
+        self.data = SeracData(model, tokenizer, requests)
+        try:
+            self._validation = SeracData(model, tokenizer, validation)
+        except RecordError as error:
+            raise error.at(error.record or 0, among=VALIDATION) from error
+        archive = None if hparams.archive is None else read_editor(Path(hparams.archive))
+        self.scope = Scope(hparams).to(model.device)
+        self.adapter = CounterfactualAdapter(
+            model,
+            tokenizer,
+            rank=0 if hparams.freeze_cntr else hparams.cntr_rank,
+            alpha=hparams.cntr_alpha,
+            modules=hparams.cntr_modules or attention_modules(model, known),
+            seed=hparams.seed,
+        )
+        if archive is not None:
+            self.load_state_dict(archive.tensors)
+        self.records = len(self.data)
+        self._near = self._nearest_records()
+
+    def _nearest_records(self) -> Tensor | None:
+        """Of each record others whose prompts are near to its own, ``[records, k]``."""
+        count = min(_NEAR, self.records - 1)
+        if not self.hparams.hard_negatives or not self._learns("scope") or count < 1:
+            return None
+        embeddings = self.scope.embed([request.prompt for request in self.data.requests])
+        found = []
+        for rows in embeddings.split(512):
+            alike = rows @ embeddings.T
+            found.append(alike.topk(count + 1, dim=1).indices[:, 1:])
+        return torch.cat(found)
+
+    def _learns(self, part: str) -> bool:
+        return self.hparams.parts in ("both", part)
+
+    def description(self) -> dict[str, Any]:
+        """All that a run depends on, as plain JSON values."""
+        hparams = self.hparams.to_dict()
+        for name in ("results_dir", "device", "model_name", "model_parallel"):
+            hparams.pop(name)
+        archive = self.hparams.archive
+        return {
+            "method": "serac",
+            "hparams": hparams,
+            "model": self._fingerprint,
+            "data": [self.data.digest(), self._validation.digest()],
+            "archive_sha256": None if archive is None else digest(Path(archive)),
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The scope's encoder, its scale and threshold, and the adapter."""
+        groups: list[dict[str, Any]] = []
+        if self._learns("scope"):
+            rate = self.hparams.cls_lr or self.hparams.lr
+            encoder = [p for p in self.scope.encoder.parameters() if p.requires_grad]
+            own = [self.scope.log_scale, self.scope.threshold]
+            groups += [{"params": encoder, "lr": rate}, {"params": own, "lr": 10 * rate}]
+        if self._learns("counterfactual") and not self.hparams.freeze_cntr:
+            groups.append({"params": self.adapter.parameters(), "lr": self.hparams.lr})
+        return groups
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The scope's and the adapter's."""
+        return {
+            **{f"scope.{name}": one for name, one in self.scope.trained_state().items()},
+            **{f"counterfactual.{name}": one for name, one in self.adapter.state_dict().items()},
+        }
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Puts such a state back."""
+        load_parts(tensors, self.scope, self.adapter)
+
+    def write_editor(self, path: Path, card: Mapping[str, Any]) -> None:
+        """Writes both parts as `Serac` loads them."""
+        about = {
+            **card,
+            "model_fingerprint": self._fingerprint,
+            "training": self.hparams.to_dict(),
+        }
+        write_editor(path, EditorFile(self.state_dict(), self.hparams.for_edits(), about))
+
+    def prepare(self, iteration: int, places: list[int]) -> _Batch:
+        """This process's share of a batch: all that is drawn is drawn here."""
+        draw = draws(self.hparams.seed, "batch", iteration)
+        data = self.data
+        rephrases = [int(draw.integers(len(data.rephrases[place]))) for place in places]
+        localities = [int(draw.integers(len(data.localities[place]))) for place in places]
+        others: dict[int, None] = {}
+        if self._near is not None:
+            for place in places:
+                chosen = draw.permutation(self._near.shape[1])[: self.hparams.hard_negatives]
+                others |= dict.fromkeys(self._near[place, chosen].tolist())
+        rank, ranks = rank_and_ranks()
+        own = list(range(rank, len(places), ranks))
+        scope = _ScopeShare(
+            [*places, *(place for place in others if place not in places)],
+            own,
+            [data.rephrase_prompts[places[at]][rephrases[at]] for at in own],
+            [data.locality_prompts[places[at]][localities[at]] for at in own],
+            len(places),
+        )
+        records = min(self.hparams.cntr_batch_size or len(places), len(places))
+        asked = [at for at in own if at < records]
+        learned = [places[at] for at in asked]
+        probes = [data.localities[places[at]][localities[at]] for at in asked]
+        rows = [data.rewrites[place] for place in learned]
+        if iteration % 2 == 1:
+            rows = [data.rephrases[places[at]][rephrases[at]] for at in asked]
+        outside = [data.probes[probe] for probe in probes]
+        return scope, _AdapterShare(
+            learned,
+            [data.with_edit(*pair) for pair in zip(rows, learned, strict=True)],
+            [data.with_edit(*pair) for pair in zip(outside, learned, strict=True)],
+            probes,
+            records,
+        )
+
+    def read_ahead(self, iteration: int, places: list[int]) -> None:
+        """Nothing is read from a disk."""
+
+    def step(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's share of the batch's loss, and of its values.
+
+        Raises:
+            NonFiniteError: A record's loss is NaN or infinite.
+        """
+        total = torch.zeros((), device=self.adapter.model.device, requires_grad=True)
+        values: dict[str, Tensor] = {}
+        if self._learns("scope"):
+            loss, right = self._scope_loss(batch[0])
+            total = total + loss
+            values |= {"loss/scope_train": loss, "scope/acc_train": right}
+        if self._learns("counterfactual"):
+            edit, locality, right = self._adapter_losses(batch[1])
+            total = total + self.hparams.cedit * edit + self.hparams.cloc * locality
+            values |= {
+                "loss/edit_train": edit,
+                "loss/loc_train": locality,
+                "edit/acc_train": right,
+                "edit/log_prob_train": -edit,
+            }
+        return total, {"loss/total_train": total, "loss/total_edit_train": total, **values}
+
+    def _scope_loss(self, share: _ScopeShare) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over the edits and "none of these", and the share that is right."""
+        requests = [self.data.requests[place] for place in share.places]
+        prompts = [request.prompt for request in requests]
+        asked = share.inside + share.outside
+        embeddings = self.scope([*prompts, *asked])
+        scores = self.scope.scores(embeddings[len(prompts) :], embeddings[: len(prompts)])
+        unfair = wrong_pairs(asked, requests)
+        rows = range(len(share.inside))
+        if not self.hparams.use_all_negatives:
+            unfair[: len(rows)] = True
+        unfair[rows, share.own] = False
+        scores = scores.masked_fill(functional.pad(unfair, (0, 1)).to(scores.device), float("-inf"))
+        wanted = torch.tensor(share.own + [len(prompts)] * len(rows), device=scores.device)
+        losses = functional.cross_entropy(scores, wanted, reduction="none")
+        _require_finite([share.places[at] for at in share.own], losses.view(2, -1).sum(0))
+        part = 1 / (2 * share.records)
+        return losses.sum() * part, (scores.argmax(1) == wanted).sum() * part
+
+    def _adapter_losses(self, share: _AdapterShare) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the targets after their edit, of KL(base ‖ adapter) elsewhere; and the part right."""
+        rows = [*share.targets, *share.outside]
+        base = self.data.base.at(share.probes)
+        with self.adapter.learning():
+            logits = answer_logits(self.adapter, rows, [True] * len(rows), base)
+            reads = len(logits) - len(base)
+            wanted = torch.tensor(
+                [token for row in share.targets for token in row.answer], device=logits.device
+            )
+            nll, kl = nll_and_divergence(logits[:reads], wanted, logits[reads:].detach())
+        edit, locality = _means(nll, share.targets), _means(kl, share.outside)
+        _require_finite(share.places, edit + locality)
+        right = _means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
+        return (
+            edit.sum() / share.records,
+            locality.sum() / share.records,
+            right.sum() / share.records,
+        )
+
+    def close(self) -> None:
+        """Takes the adapter out of the model."""
+        self.adapter.remove()
+
+    def validate(self) -> dict[str, float]:
+        """Values of the validation records; see `serac.validation`."""
+        return validate(self.scope, self.adapter, self._validation, self.hparams)
+
+
+def _require_records_for_all(hparams: SERACTrainingHparams) -> None:
+    ranks = rank_and_ranks()[1]
+    for name in ("batch_size", "cntr_batch_size"):
+        size = getattr(hparams, name)
+        if size is not None and size < ranks:
+            raise HparamsError(f"{ranks} processes need a {name} of {ranks}, and it is {size}")
+
+
+def _means(values: Tensor, rows: Sequence[Answered]) -> Tensor:
+    """The mean of each row's own values, ``[rows]``."""
+    return torch.stack([part.mean() for part in values.split([row.reads for row in rows])])
+
+
+def _require_finite(places: Sequence[int], losses: Tensor) -> None:
+    """Names the first record whose loss is NaN or infinite, in whatever process it is.
+
+    Raises:
+        NonFiniteError: There is one; it is raised in all processes.
+    """
+    fine = losses.isfinite().tolist()
+    bad = next((place for place, ok in zip(places, fine, strict=True) if not ok), -1)
+    found = [int(one) for one in gathered(torch.tensor(bad, device=losses.device)) if one >= 0]
+    if found:
+        raise NonFiniteError("its loss is NaN or infinite", record=found[0])

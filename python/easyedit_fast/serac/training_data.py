@@ -1,0 +1,107 @@
+"""The records that SERAC learns from: prompts for the scope, tokens for the adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from easyedit_fast.errors import RequestError
+from easyedit_fast.serac.answers import Answered, BaseAnswers, answered
+from easyedit_fast.serac.counterfactual import edit_context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from easyedit_fast.requests import EditRequest
+
+
+class SeracData:
+    """Records, and their prompts as tokens.
+
+    Attributes:
+        requests: The records.
+        rewrites: The rewrite prompt of each record, with its target.
+        rephrases: Of each record, its rephrase prompts; the rewrite prompt where it has none.
+        localities: Of each record, its locality prompts.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[EditRequest],
+    ) -> None:
+        """Tokenises the prompts.
+
+        Raises:
+            RequestError: A record has no locality prompt, or does not fit the model.
+        """
+        self.requests = list(requests)
+        texts = [_texts(place, request) for place, request in enumerate(requests)]
+        self.rephrase_prompts = [[text for _, text, _ in own[1]] for own in texts]
+        self.locality_prompts = [[text for _, text, _ in own[2]] for own in texts]
+        kinds = [list(itertools.chain.from_iterable(own[kind] for own in texts)) for kind in (0, 1)]
+        self.rewrites = answered(model, tokenizer, kinds[0])
+        made = iter(answered(model, tokenizer, kinds[1]))
+        self.rephrases = [[next(made) for _ in own[1]] for own in texts]
+        probes = answered(model, tokenizer, [text for own in texts for text in own[2]])
+        numbers = iter(range(len(probes)))
+        self.localities = [[next(numbers) for _ in own[2]] for own in texts]
+        self.probes = probes
+        self.base = BaseAnswers(model, probes)
+        self._tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def with_edit(self, row: Answered, place: int) -> Answered:
+        """A row after the edit of a record."""
+        context = edit_context(self._tokenizer, self.requests[place])
+        return row.after(context, self._tokenizer.bos_token_id)
+
+    def digest(self) -> str:
+        """SHA-256 over all records."""
+        found = hashlib.sha256()
+        for request in self.requests:
+            found.update(json.dumps(request.to_dict(), sort_keys=True).encode() + b"\0")
+        return found.hexdigest()
+
+
+_Text = tuple[int, str, "str | None"]
+
+
+def _texts(place: int, request: EditRequest) -> tuple[list[_Text], list[_Text], list[_Text]]:
+    """A record's rewrite prompt, its rephrase prompts and its locality prompts, with answers."""
+    rewrite: list[_Text] = [(place, request.prompt, request.target_new)]
+    rephrases: list[_Text] = [
+        (place, prompt, request.target_new) for prompt in request.rephrase_prompt
+    ]
+    localities: list[_Text] = [
+        (place, probe.prompt, probe.ground_truth)
+        for probes in request.locality.values()
+        for probe in probes
+    ]
+    if not localities:
+        raise RequestError(
+            "has no locality prompt, and training needs one: a prompt whose answer shall stay "
+            "('locality', or EasyEdit's 'locality_prompt' and 'locality_ground_truth')",
+            record=place,
+            field="locality",
+        )
+    return rewrite, rephrases or rewrite, localities
+
+
+def wrong_pairs(prompts: Sequence[str], requests: Sequence[EditRequest]) -> Tensor:
+    """``[prompts, requests]`` bool: where a prompt speaks of the very subject of an edit.
+
+    Such a pair is no wrong answer to learn from: the prompt may well be in the edit's scope.
+    """
+    subjects = [request.subject.casefold() for request in requests]
+    folded = [prompt.casefold() for prompt in prompts]
+    return torch.tensor([[subject in text for subject in subjects] for text in folded])

@@ -1,0 +1,222 @@
+"""What SERAC makes of records that it does not learn from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from easyedit_fast.errors import ModelError
+from easyedit_fast.processes import rank_and_ranks, sum_over_ranks
+from easyedit_fast.serac.answers import Answered, answer_logits
+from easyedit_fast.serac.counterfactual import CounterfactualAdapter
+from easyedit_fast.serac.hparams import SERACTrainingHparams
+from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.training_data import SeracData, wrong_pairs
+from easyedit_fast.training.losses import nll_and_divergence
+
+_ROWS_AT_ONCE = 32
+VALUES = (
+    *(f"{name}/{part}_val" for name in ("edit", "rephrase") for part in ("acc", "log_prob")),
+    *(
+        f"{name}/{when}_val"
+        for when in ("pre", "post")
+        for name in ("acc", "nll", "perplexity", "n_tokens")
+    ),
+    "locality/acc_val",
+    *(f"scope/{name}_val" for name in ("rewrite", "rephrase", "locality")),
+    *(f"loss/{name}_val" for name in ("scope", "edit", "loc", "total_edit", "total")),
+    "time/edit_val",
+)
+"""Names of what a validation gives."""
+_SUMS = (
+    *(
+        f"{name}.{part}"
+        for name in ("edit", "rephrase", "pre", "post")
+        for part in ("nll", "right", "n")
+    ),
+    "same",
+    "kl",
+    "kl.n",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Routed:
+    """Where the prompts of all records go.
+
+    Attributes:
+        rewrite: By record, the edit that its rewrite prompt goes to; -1 for none.
+        rephrase: The same for its first rephrase prompt.
+        locality: The same for its first locality prompt.
+        loss: Cross-entropy of the scope's answers to the last two.
+        kept_out: Whether each locality prompt goes to no edit, among those that speak of none.
+        seconds: Time of an edit's embedding.
+    """
+
+    rewrite: list[int]
+    rephrase: list[int]
+    locality: list[int]
+    loss: float
+    kept_out: Tensor
+    seconds: float
+
+
+@torch.no_grad()
+def validate(
+    scope: Scope, adapter: CounterfactualAdapter, data: SeracData, hparams: SERACTrainingHparams
+) -> dict[str, float]:
+    """Puts all records into one memory, and asks their prompts.
+
+    Args:
+        scope: The scope.
+        adapter: The adapter, with its model.
+        data: The records; `val_steps` times `val_batch_size` of them at most are asked.
+        hparams: The hyperparameters.
+
+    Returns:
+        By the names of `VALUES`, the same in every process.
+
+    Raises:
+        ModelError: After the edits other tokens were asked than before.
+    """
+    routed = _routes(scope, data)
+    asked = len(data)
+    if hparams.val_steps is not None:
+        asked = min(asked, hparams.val_steps * hparams.val_batch_size)
+    rank, ranks = rank_and_ranks()
+    sums: dict[str, float] = dict.fromkeys(_SUMS, 0.0)
+    for number, first in enumerate(range(0, asked, _ROWS_AT_ONCE)):
+        if number % ranks == rank:
+            places = range(first, min(first + _ROWS_AT_ONCE, asked))
+            for name, value in _sums_over(adapter, data, routed, places).items():
+                sums[name] += value
+    totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=adapter.model.device)
+    sum_over_ranks([totals])
+    return _means(dict(zip(sums, totals.tolist(), strict=True)), routed, hparams)
+
+
+def _routes(scope: Scope, data: SeracData) -> _Routed:
+    start = time.perf_counter()
+    edits = scope.embed([request.prompt for request in data.requests])
+    seconds = (time.perf_counter() - start) / len(data)
+    rephrases = [own[0] for own in data.rephrase_prompts]
+    localities = [own[0] for own in data.locality_prompts]
+    none = len(data)
+    device = scope.log_scale.device
+    scores = [
+        scope.scores(queries.to(device), edits.to(device)).cpu()
+        for queries in (edits, scope.embed(rephrases), scope.embed(localities))
+    ]
+    wanted = torch.tensor([*range(none), *[none] * none])
+    loss = functional.cross_entropy(torch.cat(scores[1:]), wanted)
+    places = [[place if place < none else -1 for place in own.argmax(1).tolist()] for own in scores]
+    fair = ~wrong_pairs(localities, data.requests).any(1)
+    kept_out = (torch.tensor(places[2]) == -1)[fair]
+    return _Routed(places[0], places[1], places[2], float(loss), kept_out, seconds)
+
+
+def _sums_over(
+    adapter: CounterfactualAdapter, data: SeracData, routed: _Routed, places: Sequence[int]
+) -> dict[str, float]:
+    """Sums over some of the records."""
+    sums: dict[str, float] = {}
+    rephrases = {place: data.rephrases[place][0] for place in places}
+    asked: dict[str, tuple[Callable[[int], Answered], list[int]]] = {
+        "edit": (lambda place: data.rewrites[place], routed.rewrite),
+        "rephrase": (lambda place: rephrases[place], routed.rephrase),
+    }
+    for name, (row_of, routes) in asked.items():
+        rows = [row_of(place) for place in places]
+        logits = _logits(adapter, data, rows, [routes[place] for place in places])
+        wanted = torch.tensor([token for row in rows for token in row.answer])
+        nll, right = _against(logits, wanted)
+        sums |= {f"{name}.nll": nll, f"{name}.right": right, f"{name}.n": len(wanted)}
+    probes = [data.localities[place][0] for place in places]
+    rows = [data.probes[probe] for probe in probes]
+    routes = [routed.locality[place] for place in places]
+    logits = _logits(adapter, data, rows, routes, data.base.at(probes))
+    reads = sum(row.reads for row in rows)
+    return sums | _locality_sums(rows, logits[reads:], logits[:reads])
+
+
+def _logits(
+    adapter: CounterfactualAdapter,
+    data: SeracData,
+    rows: Sequence[Answered],
+    routes: Sequence[int],
+    others: Tensor | None = None,
+) -> Tensor:
+    """What predicts the rows' answers, each answered by its edit or the base model.
+
+    The logits of `others`, as `answer_logits` takes them, come last.
+    """
+    pairs = zip(rows, routes, strict=True)
+    placed = [row if edit < 0 else data.with_edit(row, edit) for row, edit in pairs]
+    return answer_logits(adapter, placed, [edit >= 0 for edit in routes], others)
+
+
+def _locality_sums(rows: Sequence[Answered], before: Tensor, after: Tensor) -> dict[str, float]:
+    """What became of the predictions that shall stay.
+
+    Raises:
+        ModelError: After the edits other tokens were asked than before.
+    """
+    if len(before) != len(after):
+        raise ModelError(f"{len(before)} tokens were asked before the edits, {len(after)} after")
+    labels = torch.tensor([t for row in rows for t in (row.answer or [-100])]).to(after.device)
+    known = labels != -100
+    sums: dict[str, float] = {}
+    for when, logits in (("pre", before), ("post", after)):
+        nll, right = _against(logits[known], labels[known])
+        sums |= {f"{when}.nll": nll, f"{when}.right": right, f"{when}.n": len(logits[known])}
+    same = before.argmax(-1) == after.argmax(-1)
+    _, divergence = nll_and_divergence(after, labels[:0], before)
+    return {
+        **sums,
+        "same": float(same.sum()),
+        "kl": float(divergence.sum()),
+        "kl.n": len(after),
+    }
+
+
+def _means(
+    sums: dict[str, float], routed: _Routed, hparams: SERACTrainingHparams
+) -> dict[str, float]:
+    """Means by the field's names."""
+    values: dict[str, float] = {}
+    for name in ("edit", "rephrase"):
+        values[f"{name}/acc_val"] = sums[f"{name}.right"] / sums[f"{name}.n"]
+        values[f"{name}/log_prob_val"] = -sums[f"{name}.nll"] / sums[f"{name}.n"]
+    for when in ("pre", "post"):
+        tokens = sums[f"{when}.n"]
+        nll = sums[f"{when}.nll"] / tokens if tokens else math.nan
+        values[f"acc/{when}_val"] = sums[f"{when}.right"] / tokens if tokens else math.nan
+        values[f"nll/{when}_val"] = nll
+        values[f"perplexity/{when}_val"] = math.exp(min(nll, 700.0))
+        values[f"n_tokens/{when}_val"] = tokens
+    values["locality/acc_val"] = sums["same"] / sums["kl.n"]
+    for name in ("rewrite", "rephrase"):
+        own = [place == edit for place, edit in enumerate(getattr(routed, name))]
+        values[f"scope/{name}_val"] = sum(own) / len(own)
+    values["scope/locality_val"] = float(routed.kept_out.float().mean())
+    edit = -(values["edit/log_prob_val"] + values["rephrase/log_prob_val"]) / 2
+    values["loss/scope_val"] = routed.loss
+    values["loss/edit_val"] = edit
+    values["loss/loc_val"] = sums["kl"] / sums["kl.n"]
+    total = routed.loss + hparams.cedit * edit + hparams.cloc * values["loss/loc_val"]
+    values["loss/total_val"] = values["loss/total_edit_val"] = total
+    values["time/edit_val"] = routed.seconds
+    return values
+
+
+def _against(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """Sum of the negative log-likelihoods of tokens, and how many are the likeliest."""
+    own = wanted.to(logits.device)
+    nll = functional.cross_entropy(logits.float(), own, reduction="sum")
+    return float(nll), float((logits.argmax(-1) == own).sum())

@@ -1,0 +1,319 @@
+"""SERAC's training on small random models: losses, what is drawn, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from easyedit_fast import EditRequest
+from easyedit_fast.errors import (
+    DataFileError,
+    HparamsError,
+    ModelError,
+    NonFiniteError,
+    RequestError,
+)
+from easyedit_fast.serac.answers import Answered, BaseAnswers, answer_logits
+from easyedit_fast.serac.counterfactual import CounterfactualAdapter
+from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
+from easyedit_fast.serac.hparams import SERACHparams
+from easyedit_fast.serac.training import SeracTrainee, serac_trainee
+from easyedit_fast.serac.training_data import wrong_pairs
+from easyedit_fast.serac.validation import VALUES
+from easyedit_fast.training.loop import train
+from tests.unit.test_mend_training import requests
+from tests.unit.tiny_models import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def small(sentence_encoder: Path) -> Any:
+    """Makes a trainee on a small model."""
+
+    def make(**keys: Any) -> SeracTrainee:
+        hparams = {
+            "cls_name": str(sentence_encoder),
+            "cls_rank": 4,
+            "cntr_rank": 4,
+            "batch_size": 4,
+            "max_iters": 4,
+            "val_interval": 2,
+            "model_save_pt": 2,
+            "log_interval": 2,
+            "lr": 1e-2,
+            **keys,
+        }
+        model = tiny_model("llama", max_position_embeddings=256)
+        return serac_trainee(model, own_tokenizer(), requests(), requests()[:3], hparams=hparams)[0]
+
+    return make
+
+
+def own_tokenizer() -> Any:
+    """One that knows the characters of the records."""
+    texts = [
+        text
+        for one in requests()
+        for text in (one.prompt, one.target_new, *one.rephrase_prompt, "English", "governed from")
+    ]
+    return tiny_tokenizer(texts)
+
+
+def turned(trainee: SeracTrainee) -> SeracTrainee:
+    """The same with a scope and an adapter that do something."""
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in trainee.state_dict().items()
+    }
+    trainee.load_state_dict(state)
+    return trainee
+
+
+def test_answers_are_predicted_as_one_by_one(small: Any) -> None:
+    trainee = turned(small())
+    data, adapter = trainee.data, trainee.adapter
+    rows = [
+        data.with_edit(data.rewrites[0], 0),
+        data.rewrites[1],
+        data.with_edit(data.rephrases[2][0], 2),
+    ]
+    routed = [True, False, True]
+    with torch.no_grad():
+        found = answer_logits(adapter, rows, routed).split([row.reads for row in rows])
+        for row, on, logits in zip(rows, routed, found, strict=True):
+            with adapter.on([on]):
+                plain = adapter.model(input_ids=torch.tensor([row.tokens])).logits[0]
+            expected = plain[row.start - 1 : len(row.tokens) - 1]
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        with adapter.on():
+            other = adapter.model(input_ids=torch.tensor([rows[1].tokens])).logits[0]
+    assert (other[rows[1].start - 1] - found[1][0]).abs().max() > 1e-3  # the adapter does something
+
+
+def test_the_base_models_answers_are_kept(small: Any) -> None:
+    trainee = turned(small())
+    model = trainee.adapter.model
+    rows = [*trainee.data.rewrites, Answered([5, 6, 7], 3)]
+    base = BaseAnswers(model, rows)
+    places = [6, 0, 6, 2]
+    reads = sum(rows[place].reads for place in places)
+    with torch.no_grad():
+        logits = answer_logits(trainee.adapter, rows[:1], [True], base.at(places))
+        for _ in range(2):
+            found = logits[-reads:].split([rows[place].reads for place in places])
+            for place, own in zip(places, found, strict=True):
+                row = rows[place]
+                plain = model(input_ids=torch.tensor([row.tokens])).logits[0]
+                last = max(row.start, len(row.tokens) - 1)
+                torch.testing.assert_close(own, plain[row.start - 1 : last], rtol=1e-4, atol=1e-5)
+
+
+def test_a_context_goes_after_the_token_that_begins_every_text() -> None:
+    row = Answered([1, 8, 9], 2)
+    assert row.after([4, 5], 1) == Answered([1, 4, 5, 8, 9], 4)
+    assert row.after([4, 5], None) == Answered([4, 5, 1, 8, 9], 4)
+    assert Answered([1], 1).reads == 1
+
+
+def test_the_scopes_loss_is_that_of_its_answers(small: Any) -> None:
+    trainee = turned(small(parts="scope", hard_negatives=0))
+    scope, records = trainee.scope, requests()
+    places = [3, 0, 5, 1]
+    loss, values = trainee.step(trainee.prepare(0, places))
+    prompts = [records[place].prompt for place in places]
+    embeddings = scope.embed(prompts)
+    losses = []
+    for at, place in enumerate(places):
+        pairs = [
+            (records[place].rephrase_prompt[0], at),
+            (trainee.data.locality_prompts[place][0], 4),
+        ]
+        for query, wanted in pairs:
+            with torch.no_grad():
+                scores = scope.scores(scope.embed([query]), embeddings)
+            unfair = wrong_pairs([query], [records[p] for p in places])
+            unfair[0, at] &= wanted == 4
+            scores[:, :4][unfair] = -math.inf
+            losses.append(functional.cross_entropy(scores, torch.tensor([wanted])))
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+    assert values["loss/scope_train"] == loss
+
+
+def test_only_none_is_wrong_without_all_negatives(small: Any) -> None:
+    trainee = turned(small(parts="scope", use_all_negatives=False, hard_negatives=0))
+    loss = trainee.step(trainee.prepare(0, [0, 1, 2, 3]))[0]
+    both = turned(small(parts="scope", hard_negatives=0)).step(trainee.prepare(0, [0, 1, 2, 3]))[0]
+    assert loss < both
+
+
+def test_the_adapters_losses(small: Any) -> None:
+    trainee = turned(small(parts="counterfactual", cedit=0.5, cloc=2.0, cntr_batch_size=3))
+    places = [3, 0, 5, 1]
+    total, values = trainee.step(trainee.prepare(1, places))  # an odd one asks rephrase prompts
+    data, adapter = trainee.data, trainee.adapter
+    edits, localities = [], []
+    with torch.no_grad():
+        for place in places[:3]:
+            row = data.with_edit(data.rephrases[place][0], place)
+            logits = answer_logits(adapter, [row], [True])
+            edits.append(functional.cross_entropy(logits, torch.tensor(row.answer)))
+            probe = data.probes[data.localities[place][0]]
+            q = answer_logits(adapter, [data.with_edit(probe, place)], [True]).log_softmax(-1)
+            p = answer_logits(adapter, [probe], [False]).log_softmax(-1)
+            localities.append((p.exp() * (p - q)).sum(-1).mean())
+    edit, locality = torch.stack(edits).mean(), torch.stack(localities).mean()
+    torch.testing.assert_close(values["loss/edit_train"], edit, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(values["loss/loc_train"], locality, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total, 0.5 * edit + 2.0 * locality, rtol=1e-4, atol=1e-5)
+    assert locality > 1e-4
+
+
+def test_gradients_reach_both_parts_and_no_weight(small: Any) -> None:
+    trainee = turned(small())
+    trainee.step(trainee.prepare(0, [0, 1, 2, 3]))[0].backward()
+    for group in trainee.parameter_groups():
+        for parameter in group["params"]:
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 0
+    own = {id(parameter) for parameter in trainee.adapter.parameters()}
+    assert own
+    for parameter in trainee.adapter.model.parameters():
+        assert parameter.requires_grad
+        assert id(parameter) in own or parameter.grad is None
+
+
+@pytest.mark.parametrize("part", ["scope", "counterfactual"])
+def test_one_part_can_be_trained_alone(small: Any, part: str, tmp_path: Path) -> None:
+    trainee = small(parts=part)
+    before = copy.deepcopy(trainee.state_dict())
+    train(trainee, trainee.hparams, tmp_path, about={})
+    changed = {
+        name.partition(".")[0]
+        for name, tensor in trainee.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    assert changed == {part}
+
+
+def test_a_run_that_goes_on_ends_with_the_same_editor(small: Any, tmp_path: Path) -> None:
+    whole = small()
+    weights = {name: one.clone() for name, one in whole.adapter.model.state_dict().items()}
+    train(whole, whole.hparams, tmp_path / "whole", about={})
+    first = small(max_iters=2)
+    train(first, first.hparams, tmp_path / "parts", about={})
+    second = small()
+    result = train(second, second.hparams, tmp_path / "parts", about={})
+    assert result.resumed == 2
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+    for name, one in whole.adapter.model.state_dict().items():
+        assert torch.equal(one, weights[name]) or "lora" in name
+
+
+def test_training_learns(small: Any, tmp_path: Path) -> None:
+    trainee = small(max_iters=60, val_interval=20, model_save_pt=20, lr=2e-2)
+    before = trainee.validate()
+    result = train(trainee, trainee.hparams, tmp_path, about={})
+    assert set(result.values) == set(VALUES)
+    assert result.values["loss/scope_val"] < before["loss/scope_val"]
+    assert result.values["edit/log_prob_val"] > before["edit/log_prob_val"]
+    assert (
+        before["n_tokens/pre_val"]
+        == before["n_tokens/post_val"]
+        == 3 * len(trainee.data.probes[0].answer)
+    )
+
+
+def test_a_validation_without_edits_in_scope_changes_nothing(small: Any) -> None:
+    trainee = turned(small())
+    with torch.no_grad():
+        trainee.scope.threshold.fill_(-1.0)
+    values = trainee.validate()
+    assert values["locality/acc_val"] == values["scope/locality_val"] == 1.0
+    assert values["loss/loc_val"] == pytest.approx(0.0, abs=1e-6)
+    assert values["nll/pre_val"] == pytest.approx(values["nll/post_val"], rel=1e-5)
+    assert values["scope/rewrite_val"] == values["scope/rephrase_val"] == 0.0
+
+
+def test_a_file_holds_both_parts(small: Any, tmp_path: Path) -> None:
+    trainee = turned(small())
+    path = tmp_path / "editor.safetensors"
+    trainee.write_editor(path, {"model": "tiny"})
+    found = read_editor(path)
+    assert found.card["model"] == "tiny"
+    assert "archive" not in found.hparams
+    other = small()
+    load_parts(found.tensors, other.scope, other.adapter)
+    for name, tensor in trainee.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
+    wrong = {f"mend.{name}": tensor for name, tensor in found.tensors.items()}
+    write_editor(path, EditorFile(wrong, found.hparams, found.card))
+    with pytest.raises(DataFileError, match="no part of SERAC"):
+        load_parts(read_editor(path).tensors, other.scope, other.adapter)
+
+
+def test_an_archive_is_begun_with(small: Any, tmp_path: Path) -> None:
+    trainee = turned(small())
+    path = tmp_path / "editor.safetensors"
+    trainee.write_editor(path, {})
+    other = small(archive=str(path))
+    torch.testing.assert_close(
+        other.scope.embed(["one"]), trainee.scope.embed(["one"]), rtol=1e-2, atol=1e-2
+    )
+    assert other.description()["archive_sha256"] != trainee.description()["archive_sha256"]
+
+
+def test_nan_names_the_record(small: Any) -> None:
+    trainee = turned(small())
+    place = 2
+    row = trainee.data.rewrites[place]
+    special = trainee.data.requests[place].target_new
+    assert special
+    with torch.no_grad():
+        trainee.adapter.model.get_input_embeddings().weight[row.tokens[0]] = math.nan
+    batch = trainee.prepare(0, [place, 3, 4, 5])
+    with pytest.raises(NonFiniteError) as caught:
+        trainee.step(batch)
+    assert caught.value.record is not None
+
+
+def test_what_cannot_be_trained_on_is_refused(small: Any, sentence_encoder: Path) -> None:
+    bare = EditRequest(prompt="Ada speaks", subject="Ada", target_new="French")
+    keys = {"cls_name": str(sentence_encoder), "batch_size": 2}
+    model, tokenizer = tiny_model("llama", max_position_embeddings=256), own_tokenizer()
+    with pytest.raises(RequestError, match="no locality prompt"):
+        serac_trainee(model, tokenizer, [*requests(), bare], requests(), hparams=keys)
+    with pytest.raises(HparamsError, match="none of the layers"):
+        small(cntr_modules=["no_such_layer"])
+    with pytest.raises(HparamsError, match="give SERACTrainingHparams"):
+        serac_trainee(model, tokenizer, requests(), requests(), hparams=SERACHparams())
+
+
+def test_an_adapter_is_put_into_a_model_once(small: Any) -> None:
+    trainee = small()
+    with pytest.raises(ModelError, match="holds an adapter already"):
+        CounterfactualAdapter(
+            trainee.adapter.model, own_tokenizer(), rank=2, alpha=2.0, modules=["q_proj"]
+        )
+
+
+def test_the_adapter_leaves_no_trace(small: Any) -> None:
+    trainee = turned(small())
+    model = trainee.adapter.model
+    trainee.close()
+    plain = tiny_model("llama", max_position_embeddings=256)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert [name for name, _ in model.named_modules()] == [
+        name for name, _ in plain.named_modules()
+    ]
+    ids = torch.arange(3, 20)[None]
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    assert all(parameter.requires_grad for parameter in model.parameters())
