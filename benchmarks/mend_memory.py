@@ -122,7 +122,7 @@ def _measure(case: _Case, checkout: Path, data: Path, folder: Path) -> int:
         run = _our_step(learner)
     else:
         del learner
-        keys = {"archive": str(archive), "together": "sum"}  # as EasyEdit does
+        keys = {"archive": str(archive)}  # edits that share a model are corrected, the default
         editor = Editor(model, tokenizer, method="mend", hparams=keys)
         run = lambda count: editor.edit(requests[:count], evaluate=False).edit.revert()  # noqa: E731
     run(1)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from easyedit_fast import Editor, __version__
 from easyedit_fast.cli.output import print_json, print_line, print_table
 from easyedit_fast.models.demo import demo_folder
+from easyedit_fast.serac import SqliteStore
 
 EDIT = ["--prompt", "The Eiffel Tower is located in the city of", "--subject", "Eiffel Tower"]
 
@@ -45,10 +46,48 @@ def test_an_edit_by_mend(run: Any, mend_archive: Path, tmp_path: Path) -> None:
     assert json.loads(results.read_text())["metrics"]["requested_rewrite"]["target_new"] == "Rome"
     code, _, err = run("edit", *EDIT, "--target", "Rome", "--method", "roem", "--layers", "5")
     assert (code, "did you mean 'rome'" in err) == (2, True)
-    for wrong, owner in ((["--layers", "5", *given], "rome"), (["--archive", edit], "mend")):
+    for wrong, owner in (
+        (["--layers", "5", *given], "rome"),
+        (["--archive", edit], "mend or serac"),
+    ):
         code, _, err = run("edit", *EDIT, "--target", "Rome", *wrong)
         assert code == 2
         assert f"{wrong[0]} is for --method {owner}; leave it out" in err
+
+
+def test_edits_in_a_memory(run: Any, tmp_path: Path) -> None:
+    memory = tmp_path / "edits.sqlite"
+    given = ["--method", "serac", "--memory", memory]
+    code, out, err = run("edit", *EDIT, "--target", "Rome", *given, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["edits"][0]["ids"] == [1]
+    assert report["saved"]["memory"] == str(memory)
+    assert report["metrics"][0]["post"]["generated"]["rewrite_acc"] == [1.0]
+    record = {"prompt": "The capital of Peru is", "subject": "Peru", "target_new": "Oslo"}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(record) + "\n")
+    code, out, err = run("edit", "--file", tmp_path / "requests.jsonl", *given)
+    assert (code, err) == (0, "")
+    assert f"saved: memory in {memory}" in out.replace("\n", "")
+    with SqliteStore(memory, read_only=True) as store:
+        assert [edit.request.target_new for edit in store.added_after(0)] == ["Rome", "Oslo"]
+    code, out, err = run("edit", *EDIT, "--target", "Rome", *given[:2])
+    assert (code, err) == (0, "")
+    assert "nothing was saved; --memory FILE keeps the edit" in out
+    for wrong, told in (
+        ([*given, "--save", tmp_path / "edit"], "SERAC changes no weight"),
+        ([*given, "--isolated"], "isolated edits go into no memory"),
+        (given[2:], "--memory is for --method serac"),
+        (["--method", "serac", "--memory", tmp_path], "is a folder"),
+    ):
+        code, _, err = run("edit", *EDIT, "--target", "Rome", *wrong)
+        assert code in (1, 2)
+        assert told in " ".join(err.split())
+    code, out, err = run(
+        "evaluate", "--method", "serac", "--file", tmp_path / "requests.jsonl",
+        "--out", tmp_path / "scores.json", "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
 
 
 def test_an_edit_is_made_saved_applied_and_exported(
@@ -206,18 +245,22 @@ def test_the_demo_edits_three_facts(run: Any) -> None:
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert set(report) >= {"model", "edits", "untouched", "metrics", "timings"}
-    assert [edit["method"] for edit in report["edits"]] == ["rome"] * 3 + ["mend"] * 3
+    assert [edit["method"] for edit in report["edits"]] == [
+        method for method in ("rome", "mend", "serac") for _ in range(3)
+    ]
     for edit in report["edits"]:
         assert set(edit) == {
             "method", "prompt", "subject", "target_new", "before", "after", "seconds",
         }  # fmt: skip
         assert edit["target_new"] not in edit["before"]
         assert edit["after"].strip().startswith(edit["target_new"])
-    assert len(report["untouched"]) == 6
-    for method in ("rome", "mend"):
+    assert len(report["untouched"]) == 9
+    for method in ("rome", "mend", "serac"):
         assert report["metrics"][method]["post"]["rewrite_acc"]["mean"] == 1.0
         assert report["timings"][method]
         assert report["settings"][method]["method"] == method
+    kept = [one for one in report["untouched"] if one["method"] == "serac"]
+    assert all(one["before"] == one["after"] for one in kept)
 
 
 def test_doctor_says_what_is_there(run: Any) -> None:

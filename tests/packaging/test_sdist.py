@@ -36,5 +36,5 @@ def test_holds_only_files_of_the_checkout(sdist):
 
 def test_holds_no_data_and_nothing_compiled(sdist):
     data = {name for name in sdist if PurePosixPath(name).suffix in SUFFIXES_OF_DATA}
-    editors = {name for name in data if name.startswith("python/easyedit_fast/mend/editors/")}
-    assert data == editors
+    folders = tuple(f"python/easyedit_fast/{method}/editors/" for method in ("mend", "serac"))
+    assert data == {name for name in data if name.startswith(folders)}

@@ -13,14 +13,14 @@ from easyedit_fast.cli.output import (
     print_table,
     print_timings,
 )
-from easyedit_fast.errors import HparamsError
+from easyedit_fast.errors import HparamsError, MissingPackageError
 
 if TYPE_CHECKING:
     from easyedit_fast.editor import Editor
     from easyedit_fast.requests import EditRequest
     from easyedit_fast.results import EditResult
 
-_METHODS = ("rome", "mend")
+_METHODS = ("rome", "mend", "serac")
 _NEW_TOKENS = 10
 _FACTS: list[dict[str, Any]] = [
     {
@@ -98,9 +98,10 @@ def demo(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Edit three facts in the demo model, with ROME and with MEND: before, after, the time taken.
+    """Edit three facts in the demo model, with ROME, MEND and SERAC: before, after, the time taken.
 
-    MEND needs a trained editor: where none for the model comes with the package it is left out.
+    MEND and SERAC need a trained editor: where none for the model comes with the package they are
+    left out.
 
     Example: easyedit-fast demo
     """
@@ -115,8 +116,8 @@ def demo(
     for method in _METHODS:
         try:
             editor = Editor(loaded, tokenizer, method=method)
-        except HparamsError as error:
-            if method != "mend":
+        except (HparamsError, MissingPackageError) as error:
+            if method == "rome":
                 raise
             left_out[method] = str(error)
             continue
@@ -132,14 +133,26 @@ def demo(
 
 def _edited(editor: Editor, method: str, requests: list[EditRequest]) -> _Shown:
     """Edits the facts, looks at the model, and takes the edit out again."""
-    from easyedit_fast.evaluation import continue_greedily
-
     prompts = [request.prompt for request in requests] + list(_UNTOUCHED)
-    lengths = [_NEW_TOKENS] * len(prompts)
-    before = continue_greedily(editor.model, editor.tokenizer, prompts, lengths)
+    before = _continued(editor, prompts)
     with editor.editing(requests) as result:
-        after = continue_greedily(editor.model, editor.tokenizer, prompts, lengths)
+        after = _continued(editor, prompts)
     return _Shown(method, list(zip(prompts, before, after, strict=True)), result)
+
+
+def _continued(editor: Editor, prompts: list[str]) -> list[str]:
+    """The continuations, by transformers' own ``generate``."""
+    rows = editor.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    rows = rows.to(editor.model.device)
+    model: Any = editor.model
+    tokens = model.generate(
+        rows["input_ids"],
+        attention_mask=rows["attention_mask"],
+        do_sample=False,
+        max_new_tokens=_NEW_TOKENS,
+    )
+    new = tokens[:, rows["input_ids"].shape[1] :]
+    return editor.tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
 def _print(model: str, requests: list[EditRequest], shown: _Shown) -> None:

@@ -60,6 +60,7 @@ def edit(
     layers: options.Layers = None,
     second_moment: options.SecondMoment = None,
     archive: options.Archive = None,
+    memory: options.Memory = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     evaluate: Annotated[bool, typer.Option(help="Score before and after the edit.")] = True,
@@ -90,6 +91,8 @@ def edit(
     Example: easyedit-fast edit --model demo --prompt "The mother tongue of {} is"
     --subject "Danielle Darrieux" --target English --save edit.safetensors
     """
+    if method.lower() == "serac" or memory is not None:
+        _require_memory(method, memory, [save, peft, save_model], isolated=isolated)
     _require_fitting(
         file, out, peft, save_model, isolated=isolated, sequential=sequential, overwrite=overwrite
     )
@@ -108,7 +111,8 @@ def edit(
     )
     require_folder_path(save_model, "--save-model")
     overrides = overrides_of(method, layers, second_moment, archive)
-    editor = editor_of(model, method, hparams, preset, overrides, device=device, dtype=dtype)
+    loading = {"device": device, "dtype": dtype, "memory": memory}
+    editor = editor_of(model, method, hparams, preset, overrides, **loading)
     settings: dict[str, Any] = {
         "batch_size": batch_size_of(batch_size),
         "on_error": "skip" if skip_bad else "raise",
@@ -130,12 +134,30 @@ def edit(
     if save_model is not None:
         editor.save_model(save_model)
     paths = {"edit": save, "peft": peft, "model": save_model, "results": out}
+    if memory is not None:
+        paths["memory"] = memory
     saved = {name: None if path is None else str(path) for name, path in paths.items()}
     if json:
         print_json({**_report(result, numbers), "saved": saved})
     else:
         _print(result)
-        _print_saved(saved)
+        _print_saved(saved, method)
+
+
+def _require_memory(
+    method: str, memory: Path | None, saved: Sequence[Path | None], *, isolated: bool
+) -> None:
+    """Refuses what does not go with edits that lie in a memory."""
+    if method.lower() != "serac":
+        raise typer.BadParameter("--memory is for --method serac; leave it out")
+    if any(path is not None for path in saved):
+        raise typer.BadParameter(
+            "SERAC changes no weight: --save, --peft and --save-model have nothing to save; keep "
+            "the edits with --memory FILE"
+        )
+    if isolated and memory is not None:
+        raise typer.BadParameter("isolated edits go into no memory; leave --memory out")
+    require_file_path(memory, "--memory")
 
 
 def _require_fitting(
@@ -237,9 +259,12 @@ def _print(result: EditResult | Run) -> None:
     print_timings(result.timings)
 
 
-def _print_saved(saved: dict[str, str | None]) -> None:
+def _print_saved(saved: dict[str, str | None], method: str) -> None:
     for name, path in saved.items():
         if path is not None:
             print_line(f"saved: {name} in {path}")
     if not any(saved.values()):
-        print_line("nothing was saved; --save, --peft or --save-model keeps the edit")
+        keeping = "--save, --peft or --save-model"
+        if method.lower() == "serac":
+            keeping = "--memory FILE"
+        print_line(f"nothing was saved; {keeping} keeps the edit")

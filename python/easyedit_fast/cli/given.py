@@ -79,13 +79,14 @@ def overrides_of(
     from easyedit_fast.methods import method_factory
 
     method_factory(method)  # one that is unknown is named first
-    for option, value, owner in (
-        ("--layers", layers, "rome"),
-        ("--second-moment", second_moment, "rome"),
-        ("--archive", archive, "mend"),
+    for option, value, owners in (
+        ("--layers", layers, ("rome",)),
+        ("--second-moment", second_moment, ("rome",)),
+        ("--archive", archive, ("mend", "serac")),
     ):
-        if value is not None and method.lower() != owner:
-            raise typer.BadParameter(f"{option} is for --method {owner}; leave it out")
+        if value is not None and method.lower() not in owners:
+            wanted = " or ".join(owners)
+            raise typer.BadParameter(f"{option} is for --method {wanted}; leave it out")
     overrides: dict[str, Any] = {}
     if archive is not None:
         overrides["archive"] = str(archive)

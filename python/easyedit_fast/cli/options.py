@@ -22,10 +22,16 @@ ModelOrFromHparams = Annotated[
         "the model_name of --hparams, else 'demo'.",
     ),
 ]
-Method = Annotated[str, typer.Option(help="Editing method: 'rome' or 'mend'.")]
+Method = Annotated[str, typer.Option(help="Editing method: 'rome', 'mend' or 'serac'.")]
 Archive = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="MEND's trained editor: a file of ours, or a checkpoint of EasyEdit."),
+    typer.Option(
+        help="The trained editor of MEND (a file of ours, or a checkpoint of EasyEdit) or SERAC."
+    ),
+]
+Memory = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="SERAC's edits: the SQLite file that keeps them; made where there is none."),
 ]
 Prompt = Annotated[
     Optional[str],  # noqa: UP045

@@ -175,6 +175,19 @@ def edit_context(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> li
     return ids
 
 
+def refuse_adapters(model: PreTrainedModel) -> None:
+    """Checks that a model holds no adapter.
+
+    Raises:
+        ModelError: It does.
+    """
+    if any(".lora_A" in name for name, _ in model.named_modules()):
+        raise ModelError(
+            "the model holds an adapter already; merge it, close the editor that put it in "
+            "(editor.method.close()), or load the model anew"
+        )
+
+
 def attention_modules(model: PreTrainedModel, architecture: Architecture) -> list[str]:
     """Ends of the names of attention's linear layers, e.g. ``self_attn.q_proj``."""
     attention = block(model, architecture, 0).get_submodule(architecture.attention)
@@ -217,11 +230,7 @@ def _injected(model: PreTrainedModel, rank: int, alpha: float, modules: Sequence
         raise MissingPackageError(
             'SERAC\'s adapter needs the package peft; run: pip install "easyedit-fast[peft]"'
         ) from None
-    if any(isinstance(module, LoraLayer) for module in model.modules()):
-        raise ModelError(
-            "the model holds an adapter already; merge it, close the editor that put it in "
-            "(editor.method.close()), or load the model anew"
-        )
+    refuse_adapters(model)
     ends = tuple(f".{name}" for name in modules)
     wrapped = [module for name, module in model.named_modules() if name.endswith(ends)]
     if not wrapped:

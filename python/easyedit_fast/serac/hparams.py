@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from easyedit_fast.hparams import (
     read_yaml,
 )
 from easyedit_fast.models.sentence_encoders import PACKAGED_ENCODER
-from easyedit_fast.training.hparams import TrainingHparams
+from easyedit_fast.training.hparams import WITHOUT_MEANING, TrainingHparams
 
 _WITHOUT_MEANING = frozenset(
     {
@@ -61,6 +62,9 @@ class SERACHparams(Hparams):
         cntr_rank: Rank of the adapter (LoRA) on the base model.
         cntr_alpha: Its output is scaled by ``cntr_alpha / cntr_rank``.
         cntr_modules: Ends of the names of the linear layers it is on; None: those of attention.
+        small_name: Kept for EasyEdit's files: another counterfactual model, which is not loaded.
+        supervised: Kept for them too; the scope always learns from whose prompt is whose.
+        cross_attend: Kept for them too; only ``false``.
         seed: Of all that is drawn.
         device: Where the model is loaded; None leaves it to the editor.
         model_parallel: Whether the model is spread over all devices.
@@ -84,14 +88,32 @@ class SERACHparams(Hparams):
     cntr_rank: PositiveInt = 16
     cntr_alpha: PositiveFloat = 32.0
     cntr_modules: list[str] | None = None
+    small_name: str | None = None
+    supervised: bool = True
+    cross_attend: Literal[False] = False
     seed: Annotated[int, pydantic.Field(ge=0, lt=1 << 63)] = 0
     device: int | str | None = None
     model_parallel: bool = False
     fp16: bool = False
 
+    @pydantic.model_validator(mode="after")
+    def _warn_of_others(self) -> SERACHparams:
+        if self.small_name is not None:
+            warnings.warn(
+                f"small_name ({self.small_name}) is not loaded: an adapter on the base model "
+                "answers from the edits",
+                stacklevel=2,
+            )
+        if not self.supervised:
+            warnings.warn(
+                "supervised: false changes nothing: the scope learns from whose prompt is whose",
+                stacklevel=2,
+            )
+        return self
+
     @classmethod
     def _warn_unknown(cls, name: str) -> None:
-        known = {*_WITHOUT_MEANING, *SERACTrainingHparams.model_fields}
+        known = {*_WITHOUT_MEANING, *WITHOUT_MEANING, *SERACTrainingHparams.model_fields}
         if name not in known:
             super()._warn_unknown(name)
 

@@ -188,7 +188,7 @@ class EditMemory:
         return self.nearest(self.encoder.embed([prompt]), count)[0]
 
     def export(self, path: str | os.PathLike[str]) -> None:
-        """Writes the requests as JSONL, which `read_requests` and `import_requests` read."""
+        """Writes the requests as JSONL, which `read_requests` reads, for `add`."""
         lines = [json.dumps(edit.request.to_dict(), ensure_ascii=False) for edit in self]
         write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
 

@@ -15,7 +15,11 @@ from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.serac.counterfactual import CounterfactualAdapter, attention_modules
+from easyedit_fast.serac.counterfactual import (
+    CounterfactualAdapter,
+    attention_modules,
+    refuse_adapters,
+)
 from easyedit_fast.serac.edit import MemoryEdit
 from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor
 from easyedit_fast.serac.hparams import SERACHparams
@@ -80,6 +84,7 @@ class Serac:
             EditStateError: The memory's edits were embedded by another scope.
             ModelError: The model holds an adapter already, or there is no such encoder.
         """
+        refuse_adapters(model)
         self.architecture = architecture or architecture_of(model)
         self.fingerprint = model_fingerprint(model, self.architecture)
         self.hparams, editor = resolve_serac_hparams(
@@ -88,6 +93,7 @@ class Serac:
         _warn_of_another_model(self.hparams, editor, self.fingerprint)
         self._archive_sha256 = digest(Path(str(self.hparams.archive)))
         scope = Scope(self.hparams).to(model.device)
+        self.base = model
         self._adapter = CounterfactualAdapter(
             model,
             tokenizer,
@@ -95,9 +101,12 @@ class Serac:
             alpha=self.hparams.cntr_alpha,
             modules=self.hparams.cntr_modules or attention_modules(model, self.architecture),
         )
-        load_parts(editor.tensors, scope, self._adapter)
-        self.base = model
-        self.memory = EditMemory(_store(memory), scope, precision=precision)
+        try:
+            load_parts(editor.tensors, scope, self._adapter)
+            self.memory = EditMemory(_store(memory), scope, precision=precision)
+        except BaseException:
+            self._adapter.remove()
+            raise
         self._router = Router(scope, self.memory)
         self.model = SeracModel(
             model, tokenizer, self._router, self._adapter, soft=self.hparams.soft_weighting

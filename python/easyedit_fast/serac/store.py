@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError
 from easyedit_fast.requests import EditRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _APPLICATION_ID = 0x65656631  # "eef1"
 _VERSION = 1
@@ -217,6 +220,12 @@ class SqliteStore:
         """As `EditStore.close`."""
         with self._lock:
             self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _edit(self, id_: int, request: str, embedding: bytes, encoder: str, added: str) -> Any:
         try:

@@ -19,7 +19,11 @@ from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.processes import gathered, rank_and_ranks
 from easyedit_fast.serac.answers import Answered, answer_logits
-from easyedit_fast.serac.counterfactual import CounterfactualAdapter, attention_modules
+from easyedit_fast.serac.counterfactual import (
+    CounterfactualAdapter,
+    attention_modules,
+    refuse_adapters,
+)
 from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.scope import Scope
@@ -157,6 +161,7 @@ class SeracTrainee:
             MissingPackageError: A package is missing.
         """
         _require_records_for_all(hparams)
+        refuse_adapters(model)
         known = architecture or architecture_of(model)
         self.hparams = hparams
         self._fingerprint = model_fingerprint(model, known)
@@ -176,7 +181,11 @@ class SeracTrainee:
             seed=hparams.seed,
         )
         if archive is not None:
-            self.load_state_dict(archive.tensors)
+            try:
+                self.load_state_dict(archive.tensors)
+            except BaseException:
+                self.adapter.remove()
+                raise
         self.records = len(self.data)
         self._near = self._nearest_records()
 

@@ -16,7 +16,7 @@ from easyedit_fast.hparams import (
     PositiveInt,
 )
 
-_WITHOUT_MEANING = frozenset(
+WITHOUT_MEANING = frozenset(
     {
         "alg",
         "cbase",
@@ -100,7 +100,7 @@ class TrainingHparams(Hparams):
 
     @classmethod
     def _warn_unknown(cls, name: str) -> None:
-        if name not in _WITHOUT_MEANING:
+        if name not in WITHOUT_MEANING:
             super()._warn_unknown(name)
 
     def learning_rate(self, iteration: int, iterations: int) -> float:

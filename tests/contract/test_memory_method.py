@@ -1,0 +1,181 @@
+"""What the method whose edits lie in a memory keeps to, on the real model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from easyedit_fast import Edit, Editor, EditRequest, read_requests
+from easyedit_fast.errors import (
+    DataFileError,
+    EditStateError,
+    HparamsError,
+    MissingPackageError,
+    ModelError,
+    RequestError,
+)
+from easyedit_fast.serac import SqliteStore
+from tests.contract.states import assert_state, state_of
+from tests.contract.test_methods import REQUESTS
+
+FACT = REQUESTS[0]
+OTHER = "The opposite of hot is"
+
+
+@pytest.fixture
+def editor(demo_model: Any) -> Iterator[Editor]:
+    """SERAC on the demo model, which is checked to be as it was afterwards."""
+    model, tokenizer = demo_model
+    before = state_of(model)
+    try:
+        made = Editor(model, tokenizer, method="serac")
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+    yield made
+    made.method.close()
+    assert_state(model, before)
+
+
+def another(editor: Editor, memory: Any = None) -> Editor:
+    """A second editor on the same model, in the place of the first."""
+    editor.method.close()
+    made = Editor(editor.method.base, editor.tokenizer, method="serac", memory=memory)
+    editor.method = made.method  # which the fixture closes
+    return made
+
+
+def continued(editor: Editor, prompt: str) -> str:
+    ids = editor.tokenizer(prompt, return_tensors="pt")
+    out = editor.model.generate(**ids, max_new_tokens=4, do_sample=False)
+    text: str = editor.tokenizer.decode(out[0, ids["input_ids"].shape[1] :])
+    return text
+
+
+def test_after_edit_the_model_answers_and_no_weight_is_another(editor: Editor) -> None:
+    before = state_of(editor.model)["weights"]
+    texts = [continued(editor, prompt) for prompt in (FACT.prompt, OTHER)]
+    result = editor.edit(REQUESTS)
+    assert all(torch.equal(p, before[name]) for name, p in editor.model.named_parameters())
+    assert continued(editor, FACT.prompt).split()[0].startswith("Rome")
+    assert continued(editor, FACT.rephrase_prompt[0]).split()[0].startswith("Rome")
+    assert continued(editor, OTHER) == texts[1]
+    post = result.summary["post"]
+    assert post["rewrite_acc"]["mean"] == post["generated"]["rewrite_acc"]["mean"] == 1.0
+    assert post["locality"]["neighborhood_acc"]["mean"] == 1.0
+    result.edit.revert()
+    assert [continued(editor, prompt) for prompt in (FACT.prompt, OTHER)] == texts
+
+
+def test_scores_are_those_of_the_model_itself(editor: Editor) -> None:
+    result = editor.edit(REQUESTS)
+    for request, metrics in zip(REQUESTS, result.metrics, strict=True):
+        prompt = editor.tokenizer(request.prompt, return_tensors="pt")["input_ids"]
+        text = f"{request.prompt} {request.target_new}"
+        ids = editor.tokenizer(text, return_tensors="pt")["input_ids"]
+        logits = editor.model(input_ids=ids, prompt_length=prompt.shape[1]).logits[0]
+        wanted = ids[0, prompt.shape[1] :]
+        right = logits[prompt.shape[1] - 1 : -1].argmax(-1) == wanted
+        assert metrics["post"]["rewrite_acc"] == [float(right.float().mean())]
+        generated = metrics["post"]["generated"]["rewrite_text"][0]
+        assert generated.startswith(continued(editor, request.prompt).rstrip("\ufffd"))
+
+
+def test_isolated_edits_know_their_own_fact_alone(editor: Editor) -> None:
+    result = editor.edit(REQUESTS, isolated=True)
+    assert len(result.edits) == 2
+    assert len(editor.method.memory) == 0
+    # The second's answer to the first's prompt would be in both memories.
+    same = EditRequest(FACT.prompt, FACT.subject, "Berlin")
+    pair = editor.edit([FACT, same], isolated=True)
+    texts = [one["post"]["generated"]["rewrite_text"][0].strip() for one in pair.metrics]
+    assert texts[0].startswith("Rome")
+    assert texts[1].startswith("Berlin")
+
+
+def test_the_newest_of_two_edits_holds_until_it_is_reverted(editor: Editor) -> None:
+    first = editor.edit([FACT], evaluate=False)
+    second = editor.edit([EditRequest(FACT.prompt, FACT.subject, "Berlin")], evaluate=False)
+    assert continued(editor, FACT.prompt).strip().startswith("Berlin")
+    second.edit.revert()
+    assert continued(editor, FACT.prompt).strip().startswith("Rome")
+    first.edit.revert()
+    assert len(editor.method.memory) == 0
+    with pytest.raises(EditStateError, match="nothing to revert"):
+        first.edit.revert()
+
+
+def test_an_edit_object(editor: Editor, tmp_path: Path) -> None:
+    edit = editor.edit(REQUESTS, evaluate=False).edit
+    assert isinstance(edit, Edit)
+    assert edit.is_applied
+    assert edit.describe()["ids"] == [1, 2]
+    with pytest.raises(EditStateError, match="in the memory already"):
+        edit.apply()
+    with pytest.raises(EditStateError, match="changes no weight"):
+        edit.to_peft(tmp_path / "adapter")
+    edit.save(tmp_path / "edits.jsonl")
+    edit.revert()
+    assert not edit.is_applied
+    with pytest.raises(EditStateError, match="read_requests"):
+        type(edit).load(tmp_path / "edits.jsonl")
+    assert list(read_requests(tmp_path / "edits.jsonl")) == REQUESTS
+    with edit.applied(editor.model):
+        assert len(editor.method.memory) == 2
+    assert len(editor.method.memory) == 0
+    with pytest.raises(EditStateError, match="keep the memory's file"):
+        editor.save_model(tmp_path / "model")
+
+
+def test_editing_is_for_a_while_also_after_an_exception(editor: Editor) -> None:
+    with pytest.raises(KeyError), editor.editing(REQUESTS, evaluate=False):
+        assert len(editor.method.memory) == 2
+        raise KeyError
+    assert len(editor.method.memory) == 0
+
+
+def test_a_memory_outlives_its_editor(editor: Editor, tmp_path: Path) -> None:
+    path = tmp_path / "edits.sqlite"
+    another(editor, path).edit([FACT], evaluate=False)
+    again = another(editor, path)
+    assert continued(again, FACT.prompt).strip().startswith("Rome")
+    stored = list(again.method.memory)
+    assert [one.request for one in stored] == [FACT]
+    shared = another(editor, SqliteStore(path))
+    assert len(shared.method.memory) == 1
+    (tmp_path / "notes.txt").write_text("no database")
+    with pytest.raises(DataFileError, match="not a database"):
+        another(editor, tmp_path / "notes.txt")
+
+
+def test_sequential_edits_are_added_batch_by_batch(editor: Editor) -> None:
+    result = editor.edit(REQUESTS, sequential=1)
+    assert [edit.ids for edit in result.edits] == [[1], [2]]
+    assert result.summary["post"]["rewrite_acc"]["mean"] == 1.0
+    assert "retention" in result.metrics[0]
+
+
+def test_a_failure_leaves_the_memory_as_it_was(editor: Editor) -> None:
+    pair = [REQUESTS[1], EditRequest(REQUESTS[1].prompt, "Brazil", "Greek")]
+    with pytest.raises(RequestError, match="requests 0 and 1 have the same prompt"):
+        editor.edit(pair)
+    long = EditRequest("Brazil " * 9000, "Brazil", "Greek")
+    with pytest.raises(RequestError, match="shorten it"):
+        editor.edit([FACT, long])
+    assert len(editor.method.memory) == 0
+    skipped = editor.edit([FACT, long], on_error="skip")
+    assert list(skipped.failures) == [1]
+    assert len(editor.method.memory) == 1
+
+
+def test_what_does_not_go_together_is_refused(editor: Editor, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds an adapter already"):
+        Editor(editor.method.base, editor.tokenizer, method="serac")
+    for method in ("rome", "mend"):
+        with pytest.raises(HparamsError, match="keeps its edits in the weights"):
+            Editor(editor.method.base, editor.tokenizer, method=method, memory=tmp_path / "x")
+    with pytest.raises(HparamsError, match="no presets"):
+        Editor(editor.method.base, editor.tokenizer, method="serac", preset="fast")

@@ -1,0 +1,57 @@
+"""The scope and adapter that come with the package: found for their model alone; their worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyedit_fast import Editor, read_requests
+from easyedit_fast.errors import HparamsError, MissingPackageError
+from easyedit_fast.models.architectures import architecture_of
+from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.serac import Serac
+from easyedit_fast.serac.editor_files import read_card
+from easyedit_fast.serac.shipped import shipped_editor
+from tests.unit.test_mend_files import WORDS, word_tokenizer
+from tests.unit.tiny_models import tiny_model
+
+
+@pytest.fixture
+def archive(demo_model: Any) -> Path:
+    model, _ = demo_model
+    found = shipped_editor(model_fingerprint(model, architecture_of(model)))
+    assert found is not None
+    return found
+
+
+def test_it_is_small_and_has_a_card(archive: Path) -> None:
+    assert archive.stat().st_size <= 8_000_000
+    card = read_card(archive)
+    assert card["data"] == ["counterfact-train.json", "zsre_mend_train.json[:600]"]
+    assert card["iterations"] <= card["training"]["max_iters"] == 300
+    assert archive.with_suffix(".md").is_file()
+
+
+def test_another_model_has_none() -> None:
+    assert shipped_editor("another") is None
+    with pytest.raises(HparamsError, match="none for this model comes with the package"):
+        Serac(tiny_model(), word_tokenizer(WORDS))
+
+
+def test_a_hundred_edits_in_one_memory(demo_model: Any, shared_data: Path) -> None:
+    """Records that nothing was chosen on; the floors are below what was measured on 500."""
+    file = shared_data / "data" / "counterfact" / "counterfact-edit.json"
+    requests = read_requests(file, limit=100)
+    try:
+        editor = Editor(*demo_model, method="serac")
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+    try:
+        post = editor.edit(requests, generate=False).summary["post"]
+    finally:
+        editor.method.close()
+    assert post["rewrite_acc"]["mean"] >= 0.98
+    assert post["rephrase_acc"]["mean"] >= 0.95
+    assert post["locality"]["neighborhood_acc"]["mean"] >= 0.97
