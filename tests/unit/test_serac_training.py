@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,22 @@ def test_the_adapter_leaves_no_trace(small: Any) -> None:
     ids = torch.arange(3, 20)[None]
     assert torch.equal(model(ids).logits, plain(ids).logits)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_shares_of_processes_add_up(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients(ranks: int) -> tuple[float, list[torch.Tensor]]:
+        trainee = turned(small(cntr_batch_size=3))
+        total = 0.0
+        for rank in range(ranks):
+            told = functools.partial(lambda *own: own, rank, ranks)
+            monkeypatch.setattr("easyedit_fast.serac.training.rank_and_ranks", told)
+            loss = trainee.step(trainee.prepare(0, [3, 0, 5, 1]))[0]
+            loss.backward()
+            total += loss.item()
+        groups = trainee.parameter_groups()
+        return total, [p.grad for group in groups for p in group["params"]]
+
+    (one, alone), (other, shared) = gradients(1), gradients(2)
+    assert other == pytest.approx(one, rel=1e-5)
+    for own, theirs in zip(alone, shared, strict=True):
+        torch.testing.assert_close(theirs, own, rtol=1e-3, atol=1e-5)
