@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from easyedit_fast.errors import (
     ModelError,
     RequestError,
 )
+from easyedit_fast.evaluation import Evaluator
 from easyedit_fast.serac import SqliteStore
 from tests.contract.states import assert_state, state_of
 from tests.contract.test_methods import REQUESTS
@@ -179,3 +181,39 @@ def test_what_does_not_go_together_is_refused(editor: Editor, tmp_path: Path) ->
             Editor(editor.method.base, editor.tokenizer, method=method, memory=tmp_path / "x")
     with pytest.raises(HparamsError, match="no presets"):
         Editor(editor.method.base, editor.tokenizer, method="serac", preset="fast")
+
+
+def test_what_is_left_of_an_edit_can_be_reverted(editor: Editor) -> None:
+    edit = editor.edit(REQUESTS, evaluate=False).edit
+    editor.method.memory.remove(edit.ids[0])
+    assert edit.is_applied
+    with pytest.raises(EditStateError, match="in the memory already"):
+        edit.apply()
+    edit.revert()
+    assert not edit.is_applied
+    assert len(editor.method.memory) == 0
+
+
+def test_a_closed_editor_answers_from_no_edit(editor: Editor) -> None:
+    editor.edit(FACT, evaluate=False)
+    editor.method.close()
+    with pytest.raises(EditStateError, match="was closed"):
+        continued(editor, FACT.prompt)
+
+
+def test_scoring_and_generating_in_two_threads(editor: Editor) -> None:
+    editor.edit(REQUESTS, evaluate=False)
+    expected = [continued(editor, prompt) for prompt in (FACT.prompt, OTHER)]
+    evaluator = Evaluator(editor.method.base, editor.tokenizer)
+    scores = evaluator.score(REQUESTS, routing=editor.method.routing())
+    found: list[Any] = []
+
+    def score() -> None:
+        found.extend(evaluator.score(REQUESTS, routing=editor.method.routing()) for _ in range(3))
+
+    thread = threading.Thread(target=score)
+    thread.start()
+    while thread.is_alive():
+        assert [continued(editor, prompt) for prompt in (FACT.prompt, OTHER)] == expected
+    thread.join()
+    assert found == [scores] * 3

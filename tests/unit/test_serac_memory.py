@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -69,7 +70,9 @@ def test_edits_are_kept_as_they_are(path: Path) -> None:
     again = EditMemory(SqliteStore(path), WordEncoder())
     first, second = again
     assert (first.request, second.request) == (whole, request(1))
-    assert torch.equal(first.embedding, WordEncoder().embed([whole.prompt])[0])
+    assert not len(first.embedding)  # it is in the matrix alone
+    stored = next(iter(SqliteStore(path).added_after(0)))
+    assert torch.equal(stored.embedding, WordEncoder().embed([whole.prompt])[0])
     assert first.encoder == "words"
     assert again.get(2).request == request(1)
 
@@ -99,7 +102,7 @@ def test_the_nearest_are_those_of_plain_distances(precision: Precision, heads: i
         memory.add(requests(50, first))
         memory.remove(chosen.sample([edit.id for edit in memory], 20))
     kept = list(memory)
-    rows = torch.stack([edit.embedding for edit in kept])
+    rows = encoder.embed([edit.request.prompt for edit in kept])
     queries = encoder.embed([f"capital of Land{number}" for number in range(0, 300, 7)])
     parts, others = (one.view(len(one), 1, heads, -1) for one in (queries, rows))
     expected = (parts - others.transpose(0, 1)).square().sum(-1).amin(-1)
@@ -250,3 +253,42 @@ def test_killed_at_random_moments_it_keeps_what_it_acknowledged(path: Path, tmp_
         for id_, number in acknowledged.items():
             assert kept[id_] == request(number)
     assert len(acknowledged) >= 5
+
+
+def test_a_prompt_that_was_edited_often_hides_no_other() -> None:
+    memory = EditMemory(SqliteStore(None), WordEncoder())
+    for _ in range(6):
+        memory.add(request(0))
+    memory.add(requests(7, 1))
+    found = memory.search(request(0).prompt, 5)
+    assert len(found) == 5
+    assert found[0].edit.id == 6
+    assert len({one.edit.request.prompt for one in found}) == 5
+    assert len(memory.search(request(0).prompt, 100)) == 8
+
+
+def test_two_encoders_do_not_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "edits.sqlite"
+    one, other = (
+        EditMemory(SqliteStore(path), WordEncoder(name=name)) for name in ("words", "more")
+    )
+    one.add(request(0))
+    with pytest.raises(EditStateError, match="nothing was added"):
+        other.add(request(1))
+    assert len(EditMemory(SqliteStore(path), WordEncoder())) == 1
+    SqliteStore(path).export(tmp_path / "requests.jsonl")
+    assert list(read_requests(tmp_path / "requests.jsonl")) == [request(0)]
+    one.remove(1)
+    other.add(request(1))  # nothing of the other is left
+
+
+def test_another_database_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as made:
+        made.execute("CREATE TABLE own (a)")
+        made.commit()
+    before = path.read_bytes()
+    with pytest.raises(DataFileError, match="is no edit memory"):
+        SqliteStore(path)
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob("other.sqlite-*"))

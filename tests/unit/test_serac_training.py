@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import math
@@ -25,7 +26,7 @@ from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.training import SeracTrainee, serac_trainee
-from easyedit_fast.serac.training_data import wrong_pairs
+from easyedit_fast.serac.training_data import unfair_pairs
 from easyedit_fast.serac.validation import VALUES
 from easyedit_fast.training.loop import train
 from tests.unit.test_mend_training import requests
@@ -125,7 +126,7 @@ def test_a_context_goes_after_the_token_that_begins_every_text() -> None:
 
 
 def test_the_scopes_loss_is_that_of_its_answers(small: Any) -> None:
-    trainee = turned(small(parts="scope", hard_negatives=0))
+    trainee = turned(small(parts="scope", hard_negatives=0, subject_negatives=0))
     scope, records = trainee.scope, requests()
     places = [3, 0, 5, 1]
     loss, values = trainee.step(trainee.prepare(0, places))
@@ -140,7 +141,7 @@ def test_the_scopes_loss_is_that_of_its_answers(small: Any) -> None:
         for query, wanted in pairs:
             with torch.no_grad():
                 scores = scope.scores(scope.embed([query]), embeddings)
-            unfair = wrong_pairs([query], [records[p] for p in places])
+            unfair = unfair_pairs([query], [records[p] for p in places])
             unfair[0, at] &= wanted == 4
             scores[:, :4][unfair] = -math.inf
             losses.append(functional.cross_entropy(scores, torch.tensor([wanted])))
@@ -149,9 +150,13 @@ def test_the_scopes_loss_is_that_of_its_answers(small: Any) -> None:
 
 
 def test_only_none_is_wrong_without_all_negatives(small: Any) -> None:
-    trainee = turned(small(parts="scope", use_all_negatives=False, hard_negatives=0))
+    trainee = turned(
+        small(parts="scope", use_all_negatives=False, hard_negatives=0, subject_negatives=0)
+    )
     loss = trainee.step(trainee.prepare(0, [0, 1, 2, 3]))[0]
-    both = turned(small(parts="scope", hard_negatives=0)).step(trainee.prepare(0, [0, 1, 2, 3]))[0]
+    both = turned(small(parts="scope", hard_negatives=0, subject_negatives=0)).step(
+        trainee.prepare(0, [0, 1, 2, 3])
+    )[0]
     assert loss < both
 
 
@@ -273,17 +278,24 @@ def test_an_archive_is_begun_with(small: Any, tmp_path: Path) -> None:
 
 
 def test_nan_names_the_record(small: Any) -> None:
-    trainee = turned(small())
+    trainee = turned(small(parts="counterfactual"))
     place = 2
-    row = trainee.data.rewrites[place]
-    special = trainee.data.requests[place].target_new
-    assert special
+    batch = trainee.prepare(0, [0, 1, place, 3])
+    counts = collections.Counter(
+        token for row in (*batch[1].targets, *batch[1].outside) for token in set(row.tokens)
+    )
+    own = next(
+        t
+        for t in batch[1].targets[place].tokens
+        if counts[t] <= 2
+        and not any(t in row.tokens for at, row in enumerate(batch[1].targets) if at != place)
+        and not any(t in row.tokens for at, row in enumerate(batch[1].outside) if at != place)
+    )
     with torch.no_grad():
-        trainee.adapter.model.get_input_embeddings().weight[row.tokens[0]] = math.nan
-    batch = trainee.prepare(0, [place, 3, 4, 5])
+        trainee.adapter.model.get_input_embeddings().weight[own] = math.nan
     with pytest.raises(NonFiniteError) as caught:
         trainee.step(batch)
-    assert caught.value.record is not None
+    assert caught.value.record == place
 
 
 def test_what_cannot_be_trained_on_is_refused(small: Any, sentence_encoder: Path) -> None:

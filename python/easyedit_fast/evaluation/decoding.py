@@ -117,7 +117,8 @@ class Decoder:
         def run(places: Sequence[int]) -> list[Outcome]:
             own = [passages[place] for place in places]
             if routed is not None:
-                return _Batch(self, own, routed.of(places)).run()
+                with routed.routing.exclusive():
+                    return _Batch(self, own, routed.of(places)).run()
             edits = None if updates is None else [updates[place] for place in places]
             return _Batch(self, own, RowUpdates(self.model, edits)).run()
 

@@ -20,6 +20,10 @@ class Routing(Protocol):
         """
         ...
 
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other threads from the model, in a ``with`` block."""
+        ...
+
     def on(self, rows: Sequence[bool]) -> contextlib.AbstractContextManager[None]:
         """Has what acts on routed rows act on those of a batch, in a ``with`` block."""
         ...

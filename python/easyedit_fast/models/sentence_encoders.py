@@ -62,9 +62,12 @@ def load_sentence_encoder(
 
 def pooling_of(name_or_path: str) -> Pooling:
     """How an encoder's embeddings are pooled, as sentence-transformers' folders tell; else cls."""
-    folder = _packaged_folder() if name_or_path == PACKAGED_ENCODER else Path(name_or_path)
+    from transformers.utils.hub import cached_file
+
+    place = str(_packaged_folder()) if name_or_path == PACKAGED_ENCODER else name_or_path
     try:
-        told = json.loads((folder / "1_Pooling" / "config.json").read_text())
+        file = cached_file(place, "1_Pooling/config.json")
+        told = json.loads(Path(file or "").read_text())
     except (OSError, ValueError):
         return "cls"
     return "mean" if told.get("pooling_mode_mean_tokens") else "cls"

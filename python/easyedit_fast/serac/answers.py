@@ -21,10 +21,14 @@ from easyedit_fast.models.limits import (
     tokens_without_embedding,
 )
 from easyedit_fast.models.passes import head_learning_at, head_only_at, padded_rows
+from easyedit_fast.models.tracing import frozen
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_KEPT = 50_000
+"""Rows whose states are kept at most."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,17 +141,19 @@ class BaseAnswers:
     @torch.no_grad()
     def at(self, places: Sequence[int]) -> Tensor:
         """``[reads, d_model]`` of the rows at some places."""
+        if len(self._known) > _KEPT:
+            self._known.clear()
         for place in places:
             if place not in self._known:
                 self._known[place] = self._run(self._rows[place])
-        return torch.cat([self._known[place] for place in places])
+        return torch.cat([self._known[place] for place in places]).to(self._model.device)
 
     def _run(self, row: Answered) -> Tensor:
         ids, mask, read = _padded([row])
         device = self._model.device
-        with head_only_at(self._model, read) as states:
+        with frozen(self._model), head_only_at(self._model, read) as states:
             self._model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-        return states[0]
+        return states[0].cpu()
 
 
 def _padded(rows: Sequence[Answered]) -> tuple[Tensor, Tensor, Tensor]:

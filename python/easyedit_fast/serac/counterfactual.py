@@ -8,6 +8,8 @@ edit; the others run through the base model's own weights.
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from easyedit_fast.errors import DataFileError, HparamsError, MissingPackageError, ModelError
+from easyedit_fast.errors import (
+    DataFileError,
+    EditStateError,
+    HparamsError,
+    MissingPackageError,
+    ModelError,
+)
 from easyedit_fast.models.architectures import Architecture, block
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 
 _ADAPTER = "counterfactual"
 _BASE = "__base__"  # PEFT's name for rows without an adapter
+_SIDES = ("lora_A", "lora_B")
 _SEPARATOR = "\n"
 
 
@@ -33,6 +42,7 @@ class CounterfactualAdapter:
 
     Attributes:
         model: The base model; its linear layers are wrapped in place, its weights untouched.
+        lock: Held while the adapter is switched on or off for a pass: the switch is in the layers.
     """
 
     def __init__(
@@ -62,11 +72,14 @@ class CounterfactualAdapter:
         """
         self.model = model
         self._tokenizer = tokenizer
+        self.lock = threading.RLock()
         self._layers: list[Any] = []
+        self._is_on = self._is_removed = False
         if rank:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 self._layers = _injected(model, rank, alpha, modules)
+            self._is_on = True
             self._switch(on=False)
 
     def context(self, request: EditRequest) -> list[int]:
@@ -75,16 +88,13 @@ class CounterfactualAdapter:
 
     def remove(self) -> None:
         """Takes the adapter out; the model is as before, and this object of no more use."""
-        names = {id(module): name for name, module in self.model.named_modules()}
-        for layer in self._layers:
-            self.model.set_submodule(names[id(layer)], layer.get_base_layer())
-        if hasattr(self.model, "peft_config"):
-            del self.model.peft_config
-        self._layers = []
+        with self.lock:
+            _unwrap(self.model, self._layers)
+            self._layers, self._is_removed = [], True
 
     @contextlib.contextmanager
     def on(self, rows: Sequence[bool] | None = None) -> Iterator[None]:
-        """Switches the adapter on for the time of a ``with`` block.
+        """Switches the adapter on for the time of a ``with`` block; other threads wait meanwhile.
 
         Args:
             rows: The rows of a batch that it acts on; None: all of them. Where a batch has a
@@ -92,45 +102,31 @@ class CounterfactualAdapter:
                 as many neighbours.
 
         Raises:
+            EditStateError: The adapter was removed, and is to act on a row.
             ModelError: A forward pass has another number of rows.
         """
-        if rows is not None and not any(rows):
-            yield
-            return
-        self._switch(on=True)
-        handles = []
-        if rows is not None and not all(rows):
-            names = [_ADAPTER if row else _BASE for row in rows]
-
-            def choose(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-                return args, {**kwargs, "adapter_names": _repeated(names, len(args[0]))}
-
-            handles = [
-                layer.register_forward_pre_hook(choose, with_kwargs=True) for layer in self._layers
-            ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._switch(on=False)
-
-    @contextlib.contextmanager
-    def learning(self) -> Iterator[None]:
-        """Lets the adapter alone have gradients in a ``with`` block."""
-        own = {id(parameter) for parameter in self.parameters()}
-        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
-        for parameter in others:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in others:
-                parameter.requires_grad_(True)
+        wanted = rows is None or any(rows)
+        with self.lock:
+            if wanted and self._is_removed:
+                raise EditStateError("the editor of this model was closed; make a new one")
+            before, handles = self._is_on, []
+            self._switch(on=wanted)
+            if rows is not None and wanted and not all(rows):
+                choose = functools.partial(_choose, rows)
+                handles = [
+                    layer.register_forward_pre_hook(choose, with_kwargs=True)
+                    for layer in self._layers
+                ]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+                self._switch(on=before)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: the two factors of each layer."""
-        return [parameter for _, parameter in self._named()]
+        return [getattr(layer, side)[_ADAPTER].weight for layer in self._layers for side in _SIDES]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The factors by layer, e.g. ``model.layers.0.self_attn.q_proj.lora_A``, [r, d_in]."""
@@ -158,14 +154,25 @@ class CounterfactualAdapter:
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         names = {id(module): name for name, module in self.model.named_modules()}
         for layer in self._layers:
-            for side in ("lora_A", "lora_B"):
+            for side in _SIDES:
                 yield f"{names[id(layer)]}.{side}", getattr(layer, side)[_ADAPTER].weight
 
     def _switch(self, *, on: bool) -> None:
+        if on == self._is_on:
+            return
         for layer in self._layers:
             layer.enable_adapters(on)
         for parameter in self.parameters():  # PEFT has frozen them, and a gradient may come yet
             parameter.requires_grad_(True)
+        self._is_on = on
+
+
+def _choose(
+    rows: Sequence[bool], _: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A hook by which a layer's adapter acts on some rows."""
+    names = _repeated([_ADAPTER if row else _BASE for row in rows], len(args[0]))
+    return args, {**kwargs, "adapter_names": names}
 
 
 def edit_context(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> list[int]:
@@ -204,23 +211,6 @@ def attention_modules(model: PreTrainedModel, architecture: Architecture) -> lis
     return found
 
 
-def refuse_unlike_vocabularies(
-    base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
-) -> None:
-    """Checks that two models speak of the same tokens.
-
-    Raises:
-        ModelError: Their vocabularies differ.
-    """
-    own, theirs = base.get_vocab(), other.get_vocab()
-    if own != theirs:
-        differing = sum(own.get(token) != number for token, number in theirs.items())
-        raise ModelError(
-            f"{differing} of {len(theirs)} tokens of the counterfactual model are not the base "
-            "model's; give one with the same tokenizer"
-        )
-
-
 def _injected(model: PreTrainedModel, rank: int, alpha: float, modules: Sequence[str]) -> list[Any]:
     """PEFT's layers, put in the place of the model's."""
     try:
@@ -247,7 +237,12 @@ def _injected(model: PreTrainedModel, rank: int, alpha: float, modules: Sequence
     )
     config.lora_alpha = alpha  # PEFT's annotation knows whole numbers alone
     training = model.training
-    inject_adapter_in_model(config, model, _ADAPTER)
+    try:
+        inject_adapter_in_model(config, model, _ADAPTER)
+    except ValueError as error:
+        _unwrap(model, [module for module in model.modules() if isinstance(module, LoraLayer)])
+        reason = " ".join(str(error).split())[:200]
+        raise HparamsError(f"no adapter can be put on {', '.join(modules)}: {reason}") from None
     model.train(training)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(required.get(name.replace(".base_layer.", "."), True))
@@ -256,6 +251,15 @@ def _injected(model: PreTrainedModel, rank: int, alpha: float, modules: Sequence
         for side in (layer.lora_A, layer.lora_B):
             side[_ADAPTER].float().requires_grad_(True)
     return layers
+
+
+def _unwrap(model: PreTrainedModel, layers: Sequence[Any]) -> None:
+    """Puts a model's own layers back in the place of PEFT's."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for layer in layers:
+        model.set_submodule(names[id(layer)], layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def _repeated(names: Sequence[str], rows: int) -> list[str]:

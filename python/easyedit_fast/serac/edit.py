@@ -40,8 +40,12 @@ class MemoryEdit(Edit):
 
     @property
     def is_applied(self) -> bool:
-        """Whether all of its requests are in the memory now."""
-        return bool(self.ids) and all(id_ in self._memory for id_ in self.ids)
+        """Whether any of its requests is in the memory now."""
+        return bool(self._held())
+
+    def _held(self) -> list[int]:
+        self._memory.refresh()
+        return [id_ for id_ in self.ids if id_ in self._memory]
 
     def apply(self, model: PreTrainedModel | None = None, *, check_model: bool = True) -> None:
         """Adds the requests to the memory: all of them, or none.
@@ -59,7 +63,7 @@ class MemoryEdit(Edit):
         self.ids = self._memory.add(self.requests)
 
     def revert(self, model: PreTrainedModel | None = None) -> None:
-        """Takes the requests out of the memory; later edits stay.
+        """Takes out of the memory what is left there of the requests; later edits stay.
 
         Args:
             model: Without meaning.
@@ -67,9 +71,10 @@ class MemoryEdit(Edit):
         Raises:
             EditStateError: They are not in it (any more).
         """
-        if not self.ids:
+        held = self._held()
+        if not held:
             raise EditStateError("this edit is not in the memory, so there is nothing to revert")
-        self._memory.remove(self.ids)
+        self._memory.remove(held)
         self.ids = []
 
     def save(self, path: str | Path) -> None:

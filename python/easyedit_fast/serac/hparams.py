@@ -129,6 +129,8 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
             else only "none of these" is.
         hard_negatives: Edits beside each of a batch, among those that are nearest to it before
             training, which its prompts are told apart from.
+        subject_negatives: Prompts about each edit's subject that ask other facts, in the wording
+            of other records; they are in the scope of none.
     """
 
     parts: Literal["both", "scope", "counterfactual"] = "both"
@@ -136,8 +138,15 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
     cntr_batch_size: PositiveInt | None = None
     use_all_negatives: bool = True
     hard_negatives: NonNegativeInt = 3
+    subject_negatives: NonNegativeInt = 2
     cedit: NonNegativeFloat = 1.0
     early_stop_key: str = "loss/total_val"
+
+    @pydantic.model_validator(mode="after")
+    def _something_learns(self) -> SERACTrainingHparams:
+        if self.freeze_cntr and self.parts == "counterfactual":
+            raise ValueError("freeze_cntr leaves parts 'counterfactual' nothing to learn")
+        return self
 
     @classmethod
     def checked_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:

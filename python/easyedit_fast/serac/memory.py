@@ -23,6 +23,9 @@ _FIRST_ROWS = 64
 _BLOCK = 8192
 """Rows of int8 that are multiplied at once: as float32 they stay in the cache."""
 
+_QUERIES = 256
+"""Queries whose distances from all edits are computed at once."""
+
 _LEVELS = 127
 
 
@@ -164,12 +167,18 @@ class EditMemory:
             count: Edits of each query; fewer where the memory holds fewer.
         """
         with self._lock:
-            found = self._matrix.squared_distances(queries)
-            values, places = found.topk(min(count, len(self._edits)), dim=1, largest=False)
-            return [
-                self._newest(zip(*pair, strict=True))
-                for pair in zip(values.tolist(), places.tolist(), strict=True)
-            ]
+            return [own for part in queries.split(_QUERIES) for own in self._nearest(part, count)]
+
+    def _nearest(self, queries: Tensor, count: int) -> list[list[Nearest]]:
+        found = self._matrix.squared_distances(queries)
+        wanted, enough = count, min(count, len(self._of_prompt))
+        while True:
+            values, places = found.topk(min(wanted, len(self._edits)), dim=1, largest=False)
+            pairs = zip(values.tolist(), places.tolist(), strict=True)
+            made = [self._newest(zip(*pair, strict=True)) for pair in pairs]
+            if all(len(own) >= enough for own in made):
+                return [own[:count] for own in made]
+            wanted *= 4
 
     def close(self) -> None:
         """Ends the use of the store."""
@@ -197,10 +206,10 @@ class EditMemory:
             raise EditStateError(
                 f"edit {edit.id} was embedded by the encoder {edit.encoder}, and this one is "
                 f"{self._fingerprint}; open the memory with that encoder, or export its "
-                "requests and import them into a new one"
+                "requests (SqliteStore.export) and add them to a new file"
             )
         self._places[edit.id] = len(self._edits)
-        self._edits.append(edit)
+        self._edits.append(dataclasses.replace(edit, embedding=torch.empty(0)))
         self._of_prompt.setdefault(_plain(edit), []).append(edit.id)
         self._matrix.append(edit.embedding)
         self._last_id = edit.id

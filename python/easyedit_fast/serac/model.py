@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -104,7 +103,7 @@ class SeracModel(PreTrainedModel, GenerationMixin):
         self.soft = soft
         self._reader = QueryReader(tokenizer)
         # The adapter's switch is in the base model's layers, so a pass of another thread sees it.
-        self._lock = threading.RLock()
+        self._lock = adapter.lock
         if hasattr(base, "hf_device_map"):
             self.hf_device_map = base.hf_device_map
         self._accepted = frozenset(inspect.signature(type(base).forward).parameters)

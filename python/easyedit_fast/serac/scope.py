@@ -66,7 +66,7 @@ class Scope(nn.Module):
         self._origin = _origin(encoder)
         self.encoder = encoder.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hparams.seed)
+            torch.default_generator.manual_seed(hparams.seed)
             _make_trainable(self.encoder, hparams)
         self.log_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))
         self.threshold = nn.Parameter(torch.tensor(_FIRST_THRESHOLD))

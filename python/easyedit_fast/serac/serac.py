@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +180,12 @@ class SeracRouting:
             inside = self._router.pairs([edit.prompt for edit in edits], prompts)
             chosen = [edit if is_in else None for edit, is_in in zip(edits, inside, strict=True)]
         return [None if edit is None else self._adapter.context(edit) for edit in chosen]
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps other threads from the model, in a ``with`` block."""
+        with self._adapter.lock:
+            yield
 
     def on(self, rows: Sequence[bool]) -> contextlib.AbstractContextManager[None]:
         """Has the adapter act on some rows of a batch."""

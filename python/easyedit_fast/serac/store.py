@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError
+from easyedit_fast.files import write_whole
 from easyedit_fast.requests import EditRequest
 
 if TYPE_CHECKING:
@@ -56,14 +57,15 @@ class StoredEdit:
     Attributes:
         id: Its number, which no other edit of its store ever has.
         request: The edit request.
-        embedding: ``[d]`` float32, of its prompt.
+        embedding: ``[d]`` float32, of its prompt; empty in what an `EditMemory` gives, which
+            keeps it in its matrix alone.
         encoder: Fingerprint of the encoder that made the embedding.
         added: When it was added: UTC, ISO 8601.
     """
 
     id: int
     request: EditRequest
-    embedding: Tensor
+    embedding: Tensor = dataclasses.field(repr=False)
     encoder: str
     added: str
 
@@ -135,14 +137,20 @@ class SqliteStore:
 
     def _prepare(self, read_only: bool) -> None:
         """Makes the tables where the file is empty, and checks them where it is not."""
-        if not read_only:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            with self._writing():
-                if self._number("PRAGMA schema_version") == 0:
-                    for statement in _SCHEMA:
-                        self._connection.execute(statement)
+        if self._number("PRAGMA schema_version") or read_only:
+            self._check()  # before anything of another's file is changed
+        if read_only:
+            return
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        with self._writing():
+            if self._number("PRAGMA schema_version") == 0:
+                for statement in _SCHEMA:
+                    self._connection.execute(statement)
+        self._check()
+
+    def _check(self) -> None:
         if self._number("PRAGMA application_id") != _APPLICATION_ID:
             raise DataFileError(f"{self._path} is no edit memory; give another file")
         version = self._number("PRAGMA user_version")
@@ -156,12 +164,14 @@ class SqliteStore:
         """As `EditStore.add`; ``embeddings`` are ``[edits, d]``, kept in float32.
 
         Raises:
+            EditStateError: The edits there were embedded by another encoder.
             DataFileError: The file cannot be written.
         """
         now = _now()
         rows = embeddings.detach().to("cpu", torch.float32).numpy().astype("<f4")
         ids = []
         with self._lock, self._refusing(), self._writing():
+            self._require_encoder(encoder)
             for request, row in zip(requests, rows, strict=True):
                 text = json.dumps(request.to_dict(), ensure_ascii=False)
                 done = self._connection.execute(
@@ -170,6 +180,26 @@ class SqliteStore:
                 )
                 ids.append(int(done.lastrowid or 0))
         return ids
+
+    def _require_encoder(self, encoder: str) -> None:
+        """Refuses to mix encoders; while there are edits, the last row's is that of all."""
+        last = "SELECT encoder FROM edits ORDER BY id DESC LIMIT 1"
+        found = self._connection.execute(last).fetchone()
+        if found is None or found[0] == encoder:
+            return
+        left = "SELECT id FROM edits WHERE id NOT IN (SELECT edit FROM removals) LIMIT 1"
+        if self._connection.execute(left).fetchone() is not None:
+            raise EditStateError(
+                f"the edits in {self._path} were embedded by the encoder {found[0]}, and this one "
+                f"is {encoder}; nothing was added; export their requests (SqliteStore.export) and "
+                "add them to a new file"
+            )
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Writes the requests as JSON lines, which `read_requests` reads; needs no encoder."""
+        edits = self.added_after(0)
+        lines = [json.dumps(edit.request.to_dict(), ensure_ascii=False) for edit in edits]
+        write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
 
     def remove(self, ids: Sequence[int]) -> None:
         """As `EditStore.remove`.

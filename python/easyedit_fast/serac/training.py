@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import gathered, rank_and_ranks
 from easyedit_fast.serac.answers import Answered, answer_logits
 from easyedit_fast.serac.counterfactual import (
@@ -26,8 +28,9 @@ from easyedit_fast.serac.counterfactual import (
 )
 from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
+from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.scope import Scope
-from easyedit_fast.serac.training_data import SeracData, wrong_pairs
+from easyedit_fast.serac.training_data import SeracData, unfair_pairs
 from easyedit_fast.serac.validation import VALUES, validate
 from easyedit_fast.training.batches import draws
 from easyedit_fast.training.loop import VALIDATION
@@ -37,9 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from easyedit_fast.requests import EditRequest
-
-_NEAR = 64
-"""So many records that are nearest to one may be its hard negatives."""
 
 
 def serac_trainee(
@@ -85,6 +85,7 @@ class _ScopeShare:
         own: Among these, the record of each rephrase prompt and of each locality prompt.
         inside: The rephrase prompts.
         outside: The locality prompts.
+        others: Prompts of other facts about the subject of each record.
         records: Records of the batch.
     """
 
@@ -92,6 +93,7 @@ class _ScopeShare:
     own: list[int]
     inside: list[str]
     outside: list[str]
+    others: list[list[str]]
     records: int
 
 
@@ -171,6 +173,14 @@ class SeracTrainee:
         except RecordError as error:
             raise error.at(error.record or 0, among=VALIDATION) from error
         archive = None if hparams.archive is None else read_editor(Path(hparams.archive))
+        self.records = len(self.data)
+        plain = Scope(hparams).to(model.device)  # with an archive, `scope` is trained
+        self._negatives = Negatives(plain, self.data.requests)
+        checked = Negatives(plain, self._validation.requests)
+        self._others = [
+            checked.of_subject(place, 1, draws(hparams.seed, "validation", place))
+            for place in range(len(self._validation))
+        ]
         self.scope = Scope(hparams).to(model.device)
         self.adapter = CounterfactualAdapter(
             model,
@@ -186,20 +196,6 @@ class SeracTrainee:
             except BaseException:
                 self.adapter.remove()
                 raise
-        self.records = len(self.data)
-        self._near = self._nearest_records()
-
-    def _nearest_records(self) -> Tensor | None:
-        """Of each record others whose prompts are near to its own, ``[records, k]``."""
-        count = min(_NEAR, self.records - 1)
-        if not self.hparams.hard_negatives or not self._learns("scope") or count < 1:
-            return None
-        embeddings = self.scope.embed([request.prompt for request in self.data.requests])
-        found = []
-        for rows in embeddings.split(512):
-            alike = rows @ embeddings.T
-            found.append(alike.topk(count + 1, dim=1).indices[:, 1:])
-        return torch.cat(found)
 
     def _learns(self, part: str) -> bool:
         return self.hparams.parts in ("both", part)
@@ -256,18 +252,21 @@ class SeracTrainee:
         data = self.data
         rephrases = [int(draw.integers(len(data.rephrases[place]))) for place in places]
         localities = [int(draw.integers(len(data.localities[place]))) for place in places]
-        others: dict[int, None] = {}
-        if self._near is not None:
-            for place in places:
-                chosen = draw.permutation(self._near.shape[1])[: self.hparams.hard_negatives]
-                others |= dict.fromkeys(self._near[place, chosen].tolist())
+        near: dict[int, None] = {}
+        for place in places:
+            near |= dict.fromkeys(self._negatives.near(place, self.hparams.hard_negatives, draw))
+        others = [
+            self._negatives.of_subject(place, self.hparams.subject_negatives, draw)
+            for place in places
+        ]
         rank, ranks = rank_and_ranks()
         own = list(range(rank, len(places), ranks))
         scope = _ScopeShare(
-            [*places, *(place for place in others if place not in places)],
+            [*places, *(place for place in near if place not in places)],
             own,
             [data.rephrase_prompts[places[at]][rephrases[at]] for at in own],
             [data.locality_prompts[places[at]][localities[at]] for at in own],
+            [others[at] for at in own],
             len(places),
         )
         records = min(self.hparams.cntr_batch_size or len(places), len(places))
@@ -316,26 +315,34 @@ class SeracTrainee:
         """Cross-entropy over the edits and "none of these", and the share that is right."""
         requests = [self.data.requests[place] for place in share.places]
         prompts = [request.prompt for request in requests]
-        asked = share.inside + share.outside
+        others = [text for own in share.others for text in own]
+        asked = [*share.inside, *share.outside, *others]
+        records = len(share.own)
+        owners = [
+            *share.own,
+            *share.own,
+            *(at for at, own in zip(share.own, share.others, strict=True) for _ in own),
+        ]
         embeddings = self.scope([*prompts, *asked])
         scores = self.scope.scores(embeddings[len(prompts) :], embeddings[: len(prompts)])
-        unfair = wrong_pairs(asked, requests)
-        rows = range(len(share.inside))
+        unfair = unfair_pairs(asked, requests)
         if not self.hparams.use_all_negatives:
-            unfair[: len(rows)] = True
-        unfair[rows, share.own] = False
-        scores = scores.masked_fill(functional.pad(unfair, (0, 1)).to(scores.device), float("-inf"))
-        wanted = torch.tensor(share.own + [len(prompts)] * len(rows), device=scores.device)
+            unfair[:records] = True
+        unfair[range(records), share.own] = False
+        unfair[range(2 * records, len(asked)), owners[2 * records :]] = False
+        scores = scores.masked_fill(functional.pad(unfair, (0, 1)).to(scores.device), -math.inf)
+        wanted = torch.tensor(share.own + [len(prompts)] * (len(asked) - records)).to(scores.device)
         losses = functional.cross_entropy(scores, wanted, reduction="none")
-        _require_finite([share.places[at] for at in share.own], losses.view(2, -1).sum(0))
-        part = 1 / (2 * share.records)
-        return losses.sum() * part, (scores.argmax(1) == wanted).sum() * part
+        _require_finite([share.places[at] for at in owners], losses)
+        weights = torch.ones_like(losses) / (2 * share.records)
+        weights[records:] *= records / (len(asked) - records)  # as many right as wrong
+        return (losses * weights).sum(), ((scores.argmax(1) == wanted) * weights).sum()
 
     def _adapter_losses(self, share: _AdapterShare) -> tuple[Tensor, Tensor, Tensor]:
         """Of the targets after their edit, of KL(base ‖ adapter) elsewhere; and the part right."""
         rows = [*share.targets, *share.outside]
         base = self.data.base.at(share.probes)
-        with self.adapter.learning():
+        with frozen(self.adapter.model):  # the adapter learns while it is on
             logits = answer_logits(self.adapter, rows, [True] * len(rows), base)
             reads = len(logits) - len(base)
             wanted = torch.tensor(
@@ -357,7 +364,7 @@ class SeracTrainee:
 
     def validate(self) -> dict[str, float]:
         """Values of the validation records; see `serac.validation`."""
-        return validate(self.scope, self.adapter, self._validation, self.hparams)
+        return validate(self.scope, self.adapter, self._validation, self._others, self.hparams)
 
 
 def _require_records_for_all(hparams: SERACTrainingHparams) -> None:

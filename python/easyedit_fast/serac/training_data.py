@@ -97,7 +97,7 @@ def _texts(place: int, request: EditRequest) -> tuple[list[_Text], list[_Text], 
     return rewrite, rephrases or rewrite, localities
 
 
-def wrong_pairs(prompts: Sequence[str], requests: Sequence[EditRequest]) -> Tensor:
+def unfair_pairs(prompts: Sequence[str], requests: Sequence[EditRequest]) -> Tensor:
     """``[prompts, requests]`` bool: where a prompt speaks of the very subject of an edit.
 
     Such a pair is no wrong answer to learn from: the prompt may well be in the edit's scope.

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from easyedit_fast.errors import ModelError
-from easyedit_fast.processes import rank_and_ranks, sum_over_ranks
+from easyedit_fast.models.tracing import frozen
+from easyedit_fast.processes import first_tells, rank_and_ranks, sum_over_ranks
 from easyedit_fast.serac.answers import Answered, answer_logits
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.scope import Scope
-from easyedit_fast.serac.training_data import SeracData, wrong_pairs
+from easyedit_fast.serac.training_data import SeracData, unfair_pairs
 from easyedit_fast.training.losses import nll_and_divergence
 
 _ROWS_AT_ONCE = 32
@@ -29,7 +30,7 @@ VALUES = (
         for name in ("acc", "nll", "perplexity", "n_tokens")
     ),
     "locality/acc_val",
-    *(f"scope/{name}_val" for name in ("rewrite", "rephrase", "locality")),
+    *(f"scope/{name}_val" for name in ("rewrite", "rephrase", "locality", "other")),
     *(f"loss/{name}_val" for name in ("scope", "edit", "loc", "total_edit", "total")),
     "time/edit_val",
 )
@@ -56,6 +57,7 @@ class _Routed:
         locality: The same for its first locality prompt.
         loss: Cross-entropy of the scope's answers to the last two.
         kept_out: Whether each locality prompt goes to no edit, among those that speak of none.
+        others_out: Whether each prompt of another fact about an edit's subject goes to no edit.
         seconds: Time of an edit's embedding.
     """
 
@@ -64,12 +66,17 @@ class _Routed:
     locality: list[int]
     loss: float
     kept_out: Tensor
+    others_out: Tensor
     seconds: float
 
 
 @torch.no_grad()
 def validate(
-    scope: Scope, adapter: CounterfactualAdapter, data: SeracData, hparams: SERACTrainingHparams
+    scope: Scope,
+    adapter: CounterfactualAdapter,
+    data: SeracData,
+    others: Sequence[Sequence[str]],
+    hparams: SERACTrainingHparams,
 ) -> dict[str, float]:
     """Puts all records into one memory, and asks their prompts.
 
@@ -77,6 +84,7 @@ def validate(
         scope: The scope.
         adapter: The adapter, with its model.
         data: The records; `val_steps` times `val_batch_size` of them at most are asked.
+        others: Prompts of other facts about the subject of each record.
         hparams: The hyperparameters.
 
     Returns:
@@ -85,7 +93,8 @@ def validate(
     Raises:
         ModelError: After the edits other tokens were asked than before.
     """
-    routed = _routes(scope, data)
+    # As the first process has them: a rounding elsewhere must not end its training alone.
+    routed = first_tells(_routes(scope, data, [text for own in others for text in own]))
     asked = len(data)
     if hparams.val_steps is not None:
         asked = min(asked, hparams.val_steps * hparams.val_batch_size)
@@ -94,14 +103,16 @@ def validate(
     for number, first in enumerate(range(0, asked, _ROWS_AT_ONCE)):
         if number % ranks == rank:
             places = range(first, min(first + _ROWS_AT_ONCE, asked))
-            for name, value in _sums_over(adapter, data, routed, places).items():
+            with frozen(adapter.model):
+                found = _sums_over(adapter, data, routed, places)
+            for name, value in found.items():
                 sums[name] += value
     totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=adapter.model.device)
     sum_over_ranks([totals])
     return _means(dict(zip(sums, totals.tolist(), strict=True)), routed, hparams)
 
 
-def _routes(scope: Scope, data: SeracData) -> _Routed:
+def _routes(scope: Scope, data: SeracData, others: Sequence[str]) -> _Routed:
     start = time.perf_counter()
     edits = scope.embed([request.prompt for request in data.requests])
     seconds = (time.perf_counter() - start) / len(data)
@@ -111,14 +122,15 @@ def _routes(scope: Scope, data: SeracData) -> _Routed:
     device = scope.log_scale.device
     scores = [
         scope.scores(queries.to(device), edits.to(device)).cpu()
-        for queries in (edits, scope.embed(rephrases), scope.embed(localities))
+        for queries in (edits, scope.embed(rephrases), scope.embed(localities), scope.embed(others))
     ]
-    wanted = torch.tensor([*range(none), *[none] * none])
+    wanted = torch.tensor([*range(none), *[none] * (none + len(others))])
     loss = functional.cross_entropy(torch.cat(scores[1:]), wanted)
     places = [[place if place < none else -1 for place in own.argmax(1).tolist()] for own in scores]
-    fair = ~wrong_pairs(localities, data.requests).any(1)
+    fair = ~unfair_pairs(localities, data.requests).any(1)
     kept_out = (torch.tensor(places[2]) == -1)[fair]
-    return _Routed(places[0], places[1], places[2], float(loss), kept_out, seconds)
+    others_out = torch.tensor(places[3]) == -1
+    return _Routed(places[0], places[1], places[2], float(loss), kept_out, others_out, seconds)
 
 
 def _sums_over(
@@ -204,7 +216,8 @@ def _means(
     for name in ("rewrite", "rephrase"):
         own = [place == edit for place, edit in enumerate(getattr(routed, name))]
         values[f"scope/{name}_val"] = sum(own) / len(own)
-    values["scope/locality_val"] = float(routed.kept_out.float().mean())
+    for name, out in (("locality", routed.kept_out), ("other", routed.others_out)):
+        values[f"scope/{name}_val"] = float(out.float().mean()) if len(out) else math.nan
     edit = -(values["edit/log_prob_val"] + values["rephrase/log_prob_val"]) / 2
     values["loss/scope_val"] = routed.loss
     values["loss/edit_val"] = edit
