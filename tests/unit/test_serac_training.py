@@ -25,6 +25,7 @@ from easyedit_fast.serac.answers import Answered, BaseAnswers, answer_logits
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACHparams
+from easyedit_fast.serac.questions import as_question
 from easyedit_fast.serac.training import SeracTrainee, serac_trainee
 from easyedit_fast.serac.training_data import unfair_pairs
 from easyedit_fast.serac.validation import VALUES
@@ -33,6 +34,12 @@ from tests.unit.test_mend_training import requests
 from tests.unit.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All prompts as they are."""
+    monkeypatch.setattr("easyedit_fast.serac.training._QUESTIONS", 0.0)
 
 
 @pytest.fixture
@@ -125,6 +132,7 @@ def test_a_context_goes_after_the_token_that_begins_every_text() -> None:
     assert Answered([1], 1).reads == 1
 
 
+@pytest.mark.usefixtures("no_questions")
 def test_the_scopes_loss_is_that_of_its_answers(small: Any) -> None:
     trainee = turned(small(parts="scope", hard_negatives=0, subject_negatives=0))
     scope, records = trainee.scope, requests()
@@ -149,6 +157,7 @@ def test_the_scopes_loss_is_that_of_its_answers(small: Any) -> None:
     assert values["loss/scope_train"] == loss
 
 
+@pytest.mark.usefixtures("no_questions")
 def test_only_none_is_wrong_without_all_negatives(small: Any) -> None:
     trainee = turned(
         small(parts="scope", use_all_negatives=False, hard_negatives=0, subject_negatives=0)
@@ -349,3 +358,31 @@ def test_the_shares_of_processes_add_up(small: Any, monkeypatch: pytest.MonkeyPa
     assert other == pytest.approx(one, rel=1e-5)
     for own, theirs in zip(alone, shared, strict=True):
         torch.testing.assert_close(theirs, own, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("The mother tongue of Ada is", "What is the mother tongue of Ada?"),
+        ("Ada is a citizen of", "What is Ada a citizen of?"),
+        ("The Eiffel Tower is located in", "What is the Eiffel Tower located in?"),
+        ("Ada plays the", None),
+        ("Where is Ada?", None),
+    ],
+)
+def test_a_prompt_as_a_question(prompt: str, question: str | None) -> None:
+    assert as_question(prompt) == question
+
+
+def test_negatives_ask_other_facts_of_the_subject(small: Any) -> None:
+    trainee = small(hard_negatives=2, subject_negatives=3)
+    share = trainee.prepare(4, [0, 1, 2, 3])[0]
+    assert share.places[:4] == [0, 1, 2, 3]
+    for place, others in zip([0, 1, 2, 3], share.others, strict=True):
+        request = requests()[place]
+        assert len(others) <= 3
+        for text in others:
+            assert request.subject.removeprefix("the ") in text
+            assert text != request.prompt
+    scores = trainee.step((share, trainee.prepare(4, [0, 1, 2, 3])[1]))[1]
+    assert 0.0 <= scores["scope/acc_train"] <= 1.0

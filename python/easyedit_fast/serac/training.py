@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,7 +29,9 @@ from easyedit_fast.serac.counterfactual import (
 from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.negatives import Negatives
+from easyedit_fast.serac.questions import as_question
 from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.shares import AdapterShare, ScopeShare
 from easyedit_fast.serac.training_data import SeracData, unfair_pairs
 from easyedit_fast.serac.validation import VALUES, validate
 from easyedit_fast.training.batches import draws
@@ -75,48 +77,10 @@ def serac_trainee(
     return trainee, resolved
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _ScopeShare:
-    """What the scope is asked in this process's share of a batch.
+_QUESTIONS = 0.25
+"""So many of the scope's prompts are asked as questions, where they can be."""
 
-    Attributes:
-        places: Of the edits that prompts are compared with: the batch's records, then others that
-            are near to them.
-        own: Among these, the record of each rephrase prompt and of each locality prompt.
-        inside: The rephrase prompts.
-        outside: The locality prompts.
-        others: Prompts of other facts about the subject of each record.
-        records: Records of the batch.
-    """
-
-    places: list[int]
-    own: list[int]
-    inside: list[str]
-    outside: list[str]
-    others: list[list[str]]
-    records: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _AdapterShare:
-    """What the adapter is asked in this process's share of a batch.
-
-    Attributes:
-        places: The records.
-        targets: A prompt in the scope of each one's edit, after the edit.
-        outside: A locality prompt of each, after the edit.
-        probes: The same prompts' places among all locality prompts.
-        records: Records of the batch that the adapter learns from.
-    """
-
-    places: list[int]
-    targets: list[Answered]
-    outside: list[Answered]
-    probes: list[int]
-    records: int
-
-
-_Batch = tuple[_ScopeShare, _AdapterShare]
+_Batch = tuple[ScopeShare, AdapterShare]
 
 
 class SeracTrainee:
@@ -259,13 +223,20 @@ class SeracTrainee:
             self._negatives.of_subject(place, self.hparams.subject_negatives, draw)
             for place in places
         ]
+        inside = [
+            _asked(data.rephrase_prompts[place][chosen], data.requests[place].prompt, draw)
+            for place, chosen in zip(places, rephrases, strict=True)
+        ]
+        prompts = [data.locality_prompts[p][at] for p, at in zip(places, localities, strict=True)]
+        outside = [_asked(prompt, prompt, draw) for prompt in prompts]
+        others = [[_asked(prompt, prompt, draw) for prompt in own] for own in others]
         rank, ranks = rank_and_ranks()
         own = list(range(rank, len(places), ranks))
-        scope = _ScopeShare(
+        scope = ScopeShare(
             [*places, *(place for place in near if place not in places)],
             own,
-            [data.rephrase_prompts[places[at]][rephrases[at]] for at in own],
-            [data.locality_prompts[places[at]][localities[at]] for at in own],
+            [inside[at] for at in own],
+            [outside[at] for at in own],
             [others[at] for at in own],
             len(places),
         )
@@ -276,11 +247,11 @@ class SeracTrainee:
         rows = [data.rewrites[place] for place in learned]
         if iteration % 2 == 1:
             rows = [data.rephrases[places[at]][rephrases[at]] for at in asked]
-        outside = [data.probes[probe] for probe in probes]
-        return scope, _AdapterShare(
+        kept = [data.probes[probe] for probe in probes]
+        return scope, AdapterShare(
             learned,
             [data.with_edit(*pair) for pair in zip(rows, learned, strict=True)],
-            [data.with_edit(*pair) for pair in zip(outside, learned, strict=True)],
+            [data.with_edit(*pair) for pair in zip(kept, learned, strict=True)],
             probes,
             records,
         )
@@ -311,7 +282,7 @@ class SeracTrainee:
             }
         return total, {"loss/total_train": total, "loss/total_edit_train": total, **values}
 
-    def _scope_loss(self, share: _ScopeShare) -> tuple[Tensor, Tensor]:
+    def _scope_loss(self, share: ScopeShare) -> tuple[Tensor, Tensor]:
         """Cross-entropy over the edits and "none of these", and the share that is right."""
         requests = [self.data.requests[place] for place in share.places]
         prompts = [request.prompt for request in requests]
@@ -338,7 +309,7 @@ class SeracTrainee:
         weights[records:] *= records / (len(asked) - records)  # as many right as wrong
         return (losses * weights).sum(), ((scores.argmax(1) == wanted) * weights).sum()
 
-    def _adapter_losses(self, share: _AdapterShare) -> tuple[Tensor, Tensor, Tensor]:
+    def _adapter_losses(self, share: AdapterShare) -> tuple[Tensor, Tensor, Tensor]:
         """Of the targets after their edit, of KL(base ‖ adapter) elsewhere; and the part right."""
         rows = [*share.targets, *share.outside]
         base = self.data.base.at(share.probes)
@@ -373,6 +344,13 @@ def _require_records_for_all(hparams: SERACTrainingHparams) -> None:
         size = getattr(hparams, name)
         if size is not None and size < ranks:
             raise HparamsError(f"{ranks} processes need a {name} of {ranks}, and it is {size}")
+
+
+def _asked(prompt: str, source: str, draw: Generator) -> str:
+    """A prompt; now and then another, as a question, in its place, where it can be one."""
+    if draw.random() >= _QUESTIONS:
+        return prompt
+    return as_question(source) or prompt
 
 
 def _means(values: Tensor, rows: Sequence[Answered]) -> Tensor:

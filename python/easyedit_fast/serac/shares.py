@@ -1,0 +1,48 @@
+"""What a process asks of the scope and of the adapter in a batch of training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from easyedit_fast.serac.answers import Answered
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScopeShare:
+    """What the scope is asked in this process's share of a batch.
+
+    Attributes:
+        places: Of the edits that prompts are compared with: the batch's records, then others that
+            are near to them.
+        own: Among these, the record of each rephrase prompt and of each locality prompt.
+        inside: The rephrase prompts.
+        outside: The locality prompts.
+        others: Prompts of other facts about the subject of each record.
+        records: Records of the batch.
+    """
+
+    places: list[int]
+    own: list[int]
+    inside: list[str]
+    outside: list[str]
+    others: list[list[str]]
+    records: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdapterShare:
+    """What the adapter is asked in this process's share of a batch.
+
+    Attributes:
+        places: The records.
+        targets: A prompt in the scope of each one's edit, after the edit.
+        outside: A locality prompt of each, after the edit.
+        probes: The same prompts' places among all locality prompts.
+        records: Records of the batch that the adapter learns from.
+    """
+
+    places: list[int]
+    targets: list[Answered]
+    outside: list[Answered]
+    probes: list[int]
+    records: int
