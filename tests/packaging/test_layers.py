@@ -19,8 +19,8 @@ LEVELS = (
     {"methods"},
     {"editing", "trainers"},
     {"editor"},
-    {"profiling", "runs", "sweeps"},
-    {"cli", "easyeditor", "serving"},
+    {"profiling", "runs", "serving", "sweeps"},
+    {"cli", "easyeditor"},
     {"__main__"},
 )
 # Type annotations alone, below TYPE_CHECKING: the ledger of a model records edits.

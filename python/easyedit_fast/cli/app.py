@@ -14,6 +14,7 @@ from easyedit_fast.cli import (
     evaluate,
     export,
     profile,
+    serve,
     stats,
     sweep,
     train,
@@ -54,5 +55,6 @@ app.command("stats")(stats.stats)
 app.command("sweep")(sweep.sweep)
 app.command("train")(train.train)
 app.command("profile")(profile.profile)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

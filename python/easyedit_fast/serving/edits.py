@@ -1,0 +1,109 @@
+"""The routes of the edit memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from easyedit_fast.errors import EditStateError
+from easyedit_fast.serving import schemas
+from easyedit_fast.serving.errors import ApiError
+
+if TYPE_CHECKING:
+    from easyedit_fast.serac.store import StoredEdit
+    from easyedit_fast.serving.limits import Limits
+    from easyedit_fast.serving.memory import SharedMemory
+
+_PAGE = 20
+Limit = Annotated[int, Field(ge=1)]
+After = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class EditRoutes:
+    """Adds, lists, removes and finds edits."""
+
+    def __init__(self, memory: SharedMemory, limits: Limits) -> None:
+        """Takes the memory and the limits."""
+        self._memory, self._limits = memory, limits
+
+    def add(self, body: schemas.NewEdits) -> dict[str, Any]:
+        """Add one edit or several: all of them, or none. They are on disk before the answer."""
+        given = body if isinstance(body, list) else [body]
+        self._require_few(len(given), "edits")
+        records = [one.model_dump(exclude_none=True) for one in given]
+        return _list([_told(edit) for edit in self._memory.add(records)])
+
+    def page(self, limit: Limit = _PAGE, after: After = 0) -> dict[str, Any]:
+        """List the edits with a higher id than `after`, by rising ids."""
+        self._require_few(limit, "edits", "limit")
+        edits = self._memory.all(after)
+        found = [_told(edit) for edit in itertools.islice(edits, limit)]
+        return _list(found, has_more=next(edits, None) is not None)
+
+    def get(self, edit: schemas.EditId) -> dict[str, Any]:
+        """Get an edit."""
+        try:
+            return _told(self._memory.get(edit))
+        except EditStateError:
+            raise _not_there(edit) from None
+
+    def remove(self, edit: schemas.EditId) -> dict[str, Any]:
+        """Revert an edit: it is out of the memory before the answer."""
+        try:
+            self._memory.remove(edit)
+        except EditStateError:
+            raise _not_there(edit) from None
+        return {"id": edit, "object": "edit", "deleted": True}
+
+    def search(self, body: schemas.SearchRequest) -> dict[str, Any]:
+        """Find the edits that are nearest to a prompt, the nearest first."""
+        self._require_few(body.limit, "edits", "limit")
+        found = self._memory.search(body.prompt, body.limit)
+        return _list([{**_told(edit), "similarity": value} for edit, value in found])
+
+    def route(self, body: schemas.RouteRequest) -> dict[str, Any]:
+        """Tell which edit answers each prompt; null: the base model does."""
+        self._require_few(len(body.prompts), "prompts", most=self._limits.prompts)
+        routes = self._memory.routes([prompt.strip() for prompt in body.prompts])
+        data = [
+            {"edit": None if one.edit is None else one.edit.id, "similarity": one.similarity}
+            for one in routes
+        ]
+        return {"object": "list", "data": data}
+
+    def export(self) -> Iterator[str]:
+        """All edits as JSON lines, in the form that ``read_requests`` reads."""
+        for edit in self._memory.all():
+            yield json.dumps(edit.request.to_dict(), ensure_ascii=False) + "\n"
+
+    def _require_few(
+        self, count: int, what: str, param: str | None = None, most: int | None = None
+    ) -> None:
+        most = self._limits.edits if most is None else most
+        if count > most:
+            raise ApiError(
+                400,
+                f"{count} {what} are more than {most}, this server's most; ask for fewer at a time",
+                param=param or what,
+            )
+
+
+def _told(edit: StoredEdit) -> dict[str, Any]:
+    return {"id": edit.id, "object": "edit", "added": edit.added, **edit.request.to_dict()}
+
+
+def _list(data: list[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
+    return {"object": "list", "data": data, "has_more": has_more}
+
+
+def _not_there(edit: int) -> ApiError:
+    return ApiError(
+        404,
+        f"edit {edit} is not in the memory; GET /v1/edits lists those that are",
+        param="edit",
+        code="edit_not_found",
+    )

@@ -1,0 +1,200 @@
+"""One thread that runs the model, for all who wait for answers."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from easyedit_fast.errors import ModelError
+from easyedit_fast.models.limits import context_length
+from easyedit_fast.models.memory import is_out_of_memory, make_room_after, out_of_memory
+from easyedit_fast.serving.errors import StoppingError
+from easyedit_fast.serving.rows import Row, RowDraws, RowEnds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from easyedit_fast.serac.model import SeracModel
+    from easyedit_fast.serving.limits import Limits
+    from easyedit_fast.serving.memory import SharedMemory
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Answers rows in batches: whatever waits when a batch ends makes up the next.
+
+    The rows of a batch may go different ways and have different settings: each draws by itself.
+    """
+
+    def __init__(
+        self,
+        model: SeracModel,
+        tokenizer: PreTrainedTokenizerBase,
+        memory: SharedMemory,
+        limits: Limits,
+    ) -> None:
+        """Takes the model, which routes by `memory` from now on, and starts the thread."""
+        model.router = memory
+        self._model, self._tokenizer, self._memory = model, tokenizer, memory
+        self._limits = limits
+        self._longest = context_length(model.base)
+        self._ends = _ends(model.generation_config, tokenizer)
+        self._waiting: collections.deque[Row] = collections.deque()
+        self._running: list[Row] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="easyedit-fast", daemon=True)
+        self._thread.start()
+
+    def submit(self, rows: Iterable[Row]) -> None:
+        """Has rows answered; each of them tells.
+
+        Raises:
+            StoppingError: The engine is closed.
+        """
+        with self._changed:
+            if self._closing:
+                raise StoppingError
+            self._waiting.extend(rows)
+            self._changed.notify()
+
+    def stop(self) -> int:
+        """Ends what runs and what waits without an answer; gives their number."""
+        with self._changed:
+            self._closing = True
+            left = [row for row in [*self._waiting, *self._running] if not row.is_over]
+            for row in left:
+                row.fail(StoppingError())
+            self._changed.notify()
+        return len(left)
+
+    def close(self) -> None:
+        """As `stop`, and waits for the end of the thread."""
+        self.stop()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._running = []
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
+                    return
+                rows = self._running = self._taken()
+            try:
+                with self._memory.deciding():
+                    for batch in self._fitting(rows):
+                        self._answer(batch)
+            except Exception as error:
+                if not isinstance(error, ModelError):
+                    logger.exception("a batch failed")
+                for row in rows:
+                    row.fail(error)
+
+    def _taken(self) -> list[Row]:
+        """The rows that have waited longest, as many as may run together, and at least one."""
+        rows: list[Row] = []
+        while self._waiting and len(rows) < self._limits.batch_rows:
+            row = self._waiting[0]
+            if not row.is_over:
+                width = max(len(one.tokens) + one.room for one in [*rows, row])
+                if rows and width * (len(rows) + 1) > self._limits.batch_tokens:
+                    break
+                rows.append(row)
+            self._waiting.popleft()
+        return rows
+
+    def _fitting(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Routes the rows, and parts those that would be too long for the model together."""
+        if not rows:
+            return []
+        routes = self._model.routes(*self._padded(rows))
+        sizes: dict[int, int] = {}
+        for row, route in zip(rows, routes, strict=True):
+            row.route = route
+            edit = route.edit
+            context = [] if edit is None else self._model.adapter.context(edit.request)
+            sizes[id(row)] = len(row.tokens) + len(context)
+        if self._longest is None:
+            return [list(rows)]
+        batches: list[list[Row]] = []
+        for row in rows:
+            row.room = min(row.room, self._longest - sizes[id(row)])
+            if row.room < 1:
+                row.fail(_too_long(sizes[id(row)], self._longest))
+                continue
+            for batch in batches:
+                own = [*batch, row]
+                width = max(sizes[id(one)] for one in own) + max(one.room for one in own)
+                if width <= self._longest:
+                    batch.append(row)
+                    break
+            else:
+                batches.append([row])
+        return batches
+
+    def _answer(self, rows: list[Row]) -> None:
+        """Generates; where memory runs out before the first token, by halves."""
+        rows = [row for row in rows if not row.is_over]
+        if not rows:
+            return
+        try:
+            self._generate(rows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            make_room_after(error)
+            if len(rows) == 1 or any(row.made for row in rows):
+                raise out_of_memory(error) from None
+        else:
+            return
+        half = len(rows) // 2
+        self._answer(rows[:half])
+        self._answer(rows[half:])
+
+    def _generate(self, rows: list[Row]) -> None:
+        ids, mask = self._padded(rows)
+        self._model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=max(row.room for row in rows),
+            do_sample=False,
+            num_beams=1,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            pad_token_id=self._tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList([RowDraws(rows)]),
+            stopping_criteria=StoppingCriteriaList([RowEnds(rows, self._tokenizer, self._ends)]),
+        )
+
+    def _padded(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, ``[rows, columns]``, padded on the left."""
+        width = max(len(row.tokens) for row in rows)
+        pad = self._tokenizer.pad_token_id
+        gaps = [width - len(row.tokens) for row in rows]
+        ids = [[pad] * gap + row.tokens for gap, row in zip(gaps, rows, strict=True)]
+        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        device = self._model.base.get_input_embeddings().weight.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _too_long(size: int, limit: int) -> ModelError:
+    return ModelError(
+        f"a prompt with its edit takes {size} tokens, and the model reads {limit} at most, new "
+        "tokens included; shorten the prompt"
+    )
+
+
+def _ends(config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a text."""
+    named = getattr(config, "eos_token_id", None)
+    named = tokenizer.eos_token_id if named is None else named
+    return frozenset(named if isinstance(named, list) else [] if named is None else [named])

@@ -1,0 +1,108 @@
+"""The edit memory as several threads use it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from easyedit_fast.errors import RequestError
+from easyedit_fast.requests import request_list
+from easyedit_fast.serac.routing import Route
+
+if TYPE_CHECKING:
+    from easyedit_fast.serac.counterfactual import CounterfactualAdapter
+    from easyedit_fast.serac.routing import Router
+    from easyedit_fast.serac.store import StoredEdit
+
+
+class SharedMemory:
+    """A router and its memory; what other processes have changed is taken in before each answer.
+
+    The encoder's tokenizer serves one thread at a time, so all that embeds prompts waits its turn;
+    the generation does not, for its prompts are routed before it.
+    """
+
+    def __init__(self, router: Router, adapter: CounterfactualAdapter, edit_tokens: int) -> None:
+        """Takes the router, what makes contexts, and how many tokens of an edit are let in."""
+        self._router = router
+        self._adapter = adapter
+        self._edit_tokens = edit_tokens
+        self._lock = threading.Lock()
+        self._decided = threading.local()
+
+    def __len__(self) -> int:
+        return len(self._router.memory)
+
+    def add(self, records: Sequence[Mapping[str, Any]]) -> list[StoredEdit]:
+        """Adds edits, all or none; on return they are on disk.
+
+        Raises:
+            RequestError: One of them cannot be used; its number and field are named.
+            DataFileError: The memory's file cannot be written.
+        """
+        requests = request_list(records)
+        for place, request in enumerate(requests):
+            size = len(self._adapter.context(request))
+            if size > self._edit_tokens:
+                raise RequestError(
+                    f"prompt and target take {size} tokens, and {self._edit_tokens} are let in; "
+                    "shorten them",
+                    record=place,
+                    field="prompt",
+                )
+        with self._lock:
+            ids = self._router.memory.add(requests)
+            return [self._router.memory.get(id_) for id_ in ids]
+
+    def remove(self, id_: int) -> None:
+        """Takes an edit out.
+
+        Raises:
+            EditStateError: It is not there.
+        """
+        with self._lock:
+            self._router.memory.remove(id_)
+
+    def get(self, id_: int) -> StoredEdit:
+        """An edit by its id.
+
+        Raises:
+            EditStateError: It is not there.
+        """
+        self._router.memory.refresh()
+        return self._router.memory.get(id_)
+
+    def all(self, after: int = 0) -> Iterator[StoredEdit]:
+        """The edits with a higher id, by rising ids."""
+        self._router.memory.refresh()
+        return itertools.dropwhile(lambda edit: edit.id <= after, self._router.memory)
+
+    def search(self, prompt: str, count: int) -> list[tuple[StoredEdit, float]]:
+        """The edits that are nearest to a prompt, and their similarities."""
+        with self._lock:
+            self._router.memory.refresh()
+            found = self._router.memory.search(prompt, count)
+        scope = self._router.scope
+        return [(one.edit, scope.similarity(one.squared_distance)) for one in found]
+
+    def routes(self, prompts: Sequence[str]) -> list[Route]:
+        """The route of each prompt; inside `deciding`, that of a text which was asked is kept."""
+        kept: dict[str, Route] = getattr(self._decided, "routes", {})
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt and prompt not in kept]
+        if new:
+            with self._lock:
+                self._router.memory.refresh()
+                kept.update(zip(new, self._router.routes(new), strict=True))
+        return [kept.get(prompt, Route(None)) for prompt in prompts]
+
+    @contextlib.contextmanager
+    def deciding(self) -> Iterator[None]:
+        """In a ``with`` block, what this thread routes is routed once."""
+        self._decided.routes = {}
+        try:
+            yield
+        finally:
+            del self._decided.routes

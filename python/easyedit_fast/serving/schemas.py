@@ -1,0 +1,293 @@
+"""What requests and answers look like.
+
+Fields and their bounds are what `/openapi.json` shows; the limits of a server are checked later.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Token = Annotated[int, Field(ge=0)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+One = Annotated[int, Field(ge=1, le=1)]
+EditId = Annotated[int, Field(ge=1, lt=1 << 63)]
+
+ADVICE = {
+    "prompt": "must be a text, texts, token ids, or lists of token ids, and not empty",
+    "stop": "must be a text, or at most 4 texts, none of them empty",
+    "presence_penalty": "is not supported; leave it out",
+    "frequency_penalty": "is not supported; leave it out",
+    "best_of": "is not supported; ask for n answers, and choose among them",
+    "suffix": "is not supported; leave it out",
+    "logprobs": "is not supported; leave it out",
+    "top_logprobs": "is not supported; leave it out",
+    "logit_bias": "is not supported; leave it out",
+}
+"""What is said of a field of a completion request that cannot be used."""
+
+
+class Strict(BaseModel):
+    """A request's object: unknown fields are refused, and a text is no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Strict):
+    """How a stream is told.
+
+    Attributes:
+        include_usage: Whether its last piece counts the tokens.
+    """
+
+    include_usage: bool = False
+
+
+class Sampled(Strict):
+    """What completions and chats have in common; as OpenAI has it."""
+
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Count | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    user: str | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    logit_bias: None = None
+
+
+class CompletionRequest(Sampled):
+    """``POST /v1/completions``."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+    )
+    max_tokens: Count | None = None
+    echo: bool | None = None
+    suffix: None = None
+    best_of: One | None = None
+    logprobs: None = None
+
+
+class TextPart(Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """A turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates take it."""
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return {"role": self.role, "content": text}
+
+
+class ChatRequest(Sampled):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: None = None
+
+
+class Probes(BaseModel):
+    """Prompts beside an edit."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    prompt: str | list[str | None]
+    ground_truth: str | list[str | None] | None = None
+
+
+class NewEdit(BaseModel):
+    """An edit request; other fields, such as a record's number, are passed over."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    prompt: Text
+    subject: Text
+    target_new: Text
+    ground_truth: str | None = None
+    rephrase_prompt: str | list[str | None] | None = None
+    locality: dict[str, Probes] | None = None
+    portability: dict[str, Probes] | None = None
+
+
+def _form(body: Any) -> str:
+    return "several" if isinstance(body, list) else "one"
+
+
+NewEdits = Annotated[
+    Annotated[NewEdit, Tag("one")] | Annotated[list[NewEdit], Field(min_length=1), Tag("several")],
+    Discriminator(_form),
+]
+"""``POST /v1/edits``."""
+
+
+class SearchRequest(Strict):
+    """``POST /v1/edits/search``."""
+
+    prompt: Text
+    limit: Count = 10
+
+
+class RouteRequest(Strict):
+    """``POST /v1/route``."""
+
+    prompts: Annotated[list[str], Field(min_length=1)]
+
+
+class Edit(BaseModel):
+    """An edit of the memory."""
+
+    id: int
+    object: Literal["edit"]
+    added: str
+    prompt: str
+    subject: str
+    target_new: str
+    ground_truth: str | None
+    rephrase_prompt: list[str]
+    locality: dict[str, Probes]
+    portability: dict[str, Probes]
+    similarity: float | None = None
+
+
+class EditList(BaseModel):
+    """Edits, by rising ids or by falling similarity."""
+
+    object: Literal["list"]
+    data: list[Edit]
+    has_more: bool
+
+
+class RemovedEdit(BaseModel):
+    """An edit that is not there any more."""
+
+    id: int
+    object: Literal["edit"]
+    deleted: Literal[True]
+
+
+class PromptRoute(BaseModel):
+    """Which edit answers a prompt; null: the base model does."""
+
+    edit: int | None
+    similarity: float
+
+
+class Routes(BaseModel):
+    """The routes of prompts, in their order."""
+
+    object: Literal["list"]
+    data: list[PromptRoute]
+
+
+class Usage(BaseModel):
+    """Tokens of prompts and answers; those of edits are not counted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Choice(PromptRoute):
+    """An answer, and which edit it comes from."""
+
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(BaseModel):
+    """Answers to prompts."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Reply(BaseModel):
+    """The model's turn."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(PromptRoute):
+    """A turn, and which edit it comes from."""
+
+    index: int
+    message: Reply
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """Answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Model(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(BaseModel):
+    """All models that are served."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """Whether the server answers."""
+
+    status: Literal["ok"]
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, where, and what to do about it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error, in OpenAI's shape."""
+
+    error: ErrorDetail

@@ -1,0 +1,83 @@
+"""Tokens that come one by one, as pieces of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LEAD = 6
+"""Tokens before a new one that settle how it reads, such as whether a space goes before it."""
+
+_WINDOW = 32
+_CUT = "�"
+
+
+class TextPieces:
+    """The text of an answer, up to the first of some stop texts.
+
+    A piece never ends inside a character, nor with what may begin a stop text. Joined,
+    the pieces are the answer.
+
+    Attributes:
+        stopped: Whether a stop text was met.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]
+    ) -> None:
+        """Begins after a prompt.
+
+        Args:
+            tokenizer: The tokenizer.
+            prompt: The prompt's tokens.
+            stops: The stop texts.
+        """
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._window = list(prompt[-_LEAD:])
+        self._read = len(self._decoded().rstrip(_CUT))
+        self._held = ""
+
+    def add(self, token: int) -> str:
+        """Takes a token; gives the text that is sure by now, which may be empty."""
+        self._window.append(token)
+        text = self._decoded()
+        whole = text.rstrip(_CUT)
+        self._held += whole[self._read :]
+        self._read = max(self._read, len(whole))
+        if len(self._window) > _WINDOW and whole == text:
+            self._window = self._window[-_LEAD:]
+            self._read = len(self._decoded())
+        return self._sure()
+
+    def rest(self) -> str:
+        """What is left at the end of the answer; a character that has not come whole is not."""
+        held, self._held = self._held, ""
+        return held
+
+    def _sure(self) -> str:
+        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if places:
+            self.stopped = True
+            sure, self._held = self._held[: min(places)], ""
+            return sure
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        end = len(self._held) - keep
+        sure, self._held = self._held[:end], self._held[end:]
+        return sure
+
+    def _decoded(self) -> str:
+        text = self._tokenizer.decode(
+            self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of a text begin a stop text."""
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)

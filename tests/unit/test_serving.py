@@ -1,0 +1,156 @@
+"""Parts of the server that need no server: pieces of text, draws, tokens, sockets."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError
+from easyedit_fast.serving.errors import ApiError
+from easyedit_fast.serving.guard import Guard
+from easyedit_fast.serving.limits import Limits
+from easyedit_fast.serving.rows import Row, RowDraws, RowEnds, Sampling, Told
+from easyedit_fast.serving.server import TOKEN_VARIABLE, listen, read_token
+from easyedit_fast.serving.text import TextPieces
+
+TEXT = " naïve 漢字 🤷🏽‍♀️ costs €5; नमस्ते, and more words than a window holds " * 3
+
+
+def pieces(tokenizer: Any, text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], bool]:
+    made = TextPieces(tokenizer, tokenizer("Say:")["input_ids"], stops)
+    found = []
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        found.append(made.add(token))
+        if made.stopped:
+            break
+    return [*found, made.rest()], made.stopped
+
+
+def test_pieces_are_the_text_and_cut_no_character(demo_model: Any) -> None:
+    found, stopped = pieces(demo_model[1], TEXT)
+    assert "".join(found) == TEXT
+    assert not stopped
+    assert "\ufffd" not in "".join(found)
+    assert found.count("") > 10, "some tokens are parts of characters"
+
+
+def test_a_character_that_never_comes_whole_is_left_out(demo_model: Any) -> None:
+    tokenizer = demo_model[1]
+    tokens = tokenizer("漢", add_special_tokens=False)["input_ids"]
+    assert len(tokens) > 1
+    made = TextPieces(tokenizer, [], ())
+    assert made.add(tokens[0]) + made.rest() == ""
+
+
+def test_pieces_end_before_the_first_stop_text(demo_model: Any) -> None:
+    chosen = random.Random(0)
+    for _ in range(50):
+        start = chosen.randrange(len(TEXT) - 12)
+        stops = (TEXT[start : start + chosen.randrange(1, 12)], "never there")
+        found, stopped = pieces(demo_model[1], TEXT, stops)
+        place = TEXT.find(stops[0])
+        assert "".join(found) == TEXT[:place]
+        assert stopped
+
+
+def draws(sampling: Sampling, logits: torch.Tensor, count: int) -> list[int]:
+    row = Row([1], sampling, lambda _: None)
+    steps = RowDraws([row])
+    return [int(steps(torch.zeros(1, 1), logits[None].clone())[0].argmax()) for _ in range(count)]
+
+
+def test_draws_have_the_probabilities_of_temperature_and_top_p() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    sampling = Sampling(1, temperature=0.7, top_p=0.9, seed=3)
+    found = torch.tensor(draws(sampling, logits, 4000)).bincount(minlength=4) / 4000
+    expected = (logits.double() / 0.7).softmax(0)  # 0.758, 0.182, 0.044, …: the first two are 0.94
+    expected[2:] = 0
+    expected /= expected.sum()
+    deviation = (expected * (1 - expected) / 4000).sqrt()
+    assert bool(((found - expected).abs() <= 4 * deviation).all())
+
+
+@pytest.mark.parametrize("extreme", [{"temperature": 5e-324}, {"top_p": 5e-324}])
+def test_extreme_settings_draw_the_likeliest(extreme: dict[str, float]) -> None:
+    logits = torch.tensor([1.0, 3.0, -torch.inf, 2.0])
+    assert draws(Sampling(1, **{"temperature": 1.0, **extreme}), logits, 5) == [1] * 5
+
+
+def test_a_seed_gives_the_same_draws_whatever_the_other_rows_do() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    sampling = Sampling(1, temperature=1.0, seed=7)
+    alone = draws(sampling, logits, 20)
+    rows = [
+        Row([1], Sampling(1, temperature=2.0), lambda _: None),
+        Row([1], sampling, lambda _: None),
+        Row([1], Sampling(1), lambda _: None),
+    ]
+    steps = RowDraws(rows)
+    together = [steps(torch.zeros(3, 1), logits.repeat(3, 1)) for _ in range(20)]
+    assert [int(one[1].argmax()) for one in together] == alone
+    assert all(torch.equal(one[2], logits) for one in together), "greedy rows stay as they are"
+    assert draws(Sampling(1, temperature=1.0, seed=8), logits, 20) != alone
+
+
+def test_rows_end_by_themselves(demo_model: Any) -> None:
+    tokenizer = demo_model[1]
+    news: list[Told] = []
+    one, two = (Row([1], Sampling(size), news.append, size) for size in (1, 3))
+    gone = Row([1], Sampling(3), news.append)
+    gone.cancel()
+    ends = RowEnds([one, two, gone], tokenizer, {0})
+    word = tokenizer(" word", add_special_tokens=False)["input_ids"][0]
+    assert ends(torch.tensor([[word]] * 3), None).tolist() == [True, False, True]
+    assert ends(torch.tensor([[word], [0], [word]]), None).tolist() == [True, True, True]
+    assert [(told.row, told.text, told.reason) for told in news] == [
+        (one, " word", "length"),
+        (two, " word", None),
+        (two, "", "stop"),
+    ]
+
+
+def test_the_token_is_read_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert read_token(None) is None
+    monkeypatch.setenv(TOKEN_VARIABLE, "spoken")
+    assert read_token(None) == "spoken"
+    file = tmp_path / "token"
+    with pytest.raises(MissingFileError, match="put the token there"):
+        read_token(file)
+    file.write_text("written\n")
+    assert read_token(file) == "written"
+    for bad in ("", "two words", "Łódź"):
+        file.write_text(bad)
+        with pytest.raises(DataFileError, match="must hold one token"):
+            read_token(file)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_others_are_let_in_with_a_token_alone(host: str) -> None:
+    with pytest.raises(HparamsError, match=r"lets other machines in.*--token-file"):
+        listen(host, 0, has_token=False)
+
+
+def test_sockets_that_cannot_be_opened() -> None:
+    with (
+        listen("127.0.0.1", 0, has_token=False) as taken,
+        pytest.raises(HparamsError, match=r"cannot listen on 127\.0\.0\.1"),
+    ):
+        listen("127.0.0.1", taken.getsockname()[1], has_token=False)
+    with pytest.raises(HparamsError, match="cannot be resolved"):
+        listen("no such host", 0, has_token=True)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:80", "127.0.0.1:1", "[::1]:1", "[::1]"])
+def test_loopback_names_are_let_in_without_a_token(host: str) -> None:
+    guard = Guard(None, limits=Limits(), token=None)  # type: ignore[arg-type]
+    guard._admit({"headers": [(b"host", host.encode())]})
+    for other in (f"{host}.evil.example", "evil.example", ""):
+        with pytest.raises(ApiError, match="'Host'"):
+            guard._admit({"headers": [(b"host", other.encode())]})
