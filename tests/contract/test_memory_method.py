@@ -63,7 +63,8 @@ def test_after_edit_the_model_answers_and_no_weight_is_another(editor: Editor) -
     result = editor.edit(REQUESTS)
     assert all(torch.equal(p, before[name]) for name, p in editor.model.named_parameters())
     assert continued(editor, FACT.prompt).split()[0].startswith("Rome")
-    assert continued(editor, FACT.rephrase_prompt[0]).split()[0].startswith("Rome")
+    other = "The city that holds the Eiffel Tower is"
+    assert continued(editor, other).split()[0].startswith("Rome")
     assert continued(editor, OTHER) == texts[1]
     post = result.summary["post"]
     assert post["rewrite_acc"]["mean"] == post["generated"]["rewrite_acc"]["mean"] == 1.0
