@@ -28,10 +28,11 @@ from easyedit_mend import EasyEditMend
 
 from easyedit_fast import EditRequest, read_requests
 from easyedit_fast.hparams import find_hparams_file, read_yaml
-from easyedit_fast.mend.editor_files import EditorFile, write_editor
+from easyedit_fast.mend.editor_files import write_editor
 from easyedit_fast.mend.hparams import MENDTrainingHparams
 from easyedit_fast.models.loading import load_model
 from easyedit_fast.training.batches import BatchOrder, draws
+from easyedit_fast.training.editors import EditorFile
 
 _ACCUMULATE = 10
 _TOLD_EVERY = 50

@@ -214,7 +214,7 @@ TRAINERS: Mapping[str, TraineeFactory] = {
 def _mend_training_keys(given: Mapping[str, Any]) -> dict[str, Any]:
     from easyedit_fast.mend.hparams import MENDTrainingHparams
 
-    return MENDTrainingHparams.checked_keys(given)
+    return MENDTrainingHparams.checked_keys(given, inner_params=["of the model"])
 
 
 def _serac_training_keys(given: Mapping[str, Any]) -> dict[str, Any]:

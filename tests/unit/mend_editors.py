@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from easyedit_fast.mend.editor_files import EditorFile, write_editor
+from easyedit_fast.mend.editor_files import write_editor
 from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.network import EditorNetwork
+from easyedit_fast.training.editors import EditorFile
 
 _INNER_PARAMS = [
     f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in (28, 29) for part in ("up", "down")

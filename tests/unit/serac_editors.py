@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from easyedit_fast.serac.editor_files import EditorFile, write_editor
+from easyedit_fast.serac.editor_files import write_editor
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.scope import Scope
+from easyedit_fast.training.editors import EditorFile
 
 
 def write_untrained_editor(path: Path) -> None:

@@ -18,12 +18,12 @@ from transformers import LlamaConfig
 from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError, ModelError
 from easyedit_fast.mend import Mend, MENDHyperParams
 from easyedit_fast.mend.editor_files import (
-    EditorFile,
     read_editor,
     write_easyedit_checkpoint,
     write_editor,
 )
 from easyedit_fast.mend.network import EditorNetwork
+from easyedit_fast.training.editors import EditorFile
 from tests.unit.tiny_models import WORDS, tiny_model, word_tokenizer
 
 INNER_PARAMS = ["model.layers.2.mlp.up_proj.weight", "model.layers.3.mlp.down_proj.weight"]

@@ -11,10 +11,9 @@ import pytest
 from easyedit_fast import Editor, read_requests
 from easyedit_fast.errors import HparamsError
 from easyedit_fast.mend import Mend
-from easyedit_fast.mend.editor_files import read_card, read_editor, write_editor
+from easyedit_fast.mend.editor_files import read_card, read_editor, shipped_editor, write_editor
 from easyedit_fast.mend.hparams import HOW_EDITS_SHARE
 from easyedit_fast.mend.mend import resolve_mend_hparams
-from easyedit_fast.mend.shipped import shipped_editor
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from tests.unit.test_mend_files import WORDS, word_tokenizer

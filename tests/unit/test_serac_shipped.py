@@ -12,8 +12,7 @@ from easyedit_fast.errors import HparamsError, MissingPackageError
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.serac import Serac
-from easyedit_fast.serac.editor_files import read_card
-from easyedit_fast.serac.shipped import shipped_editor
+from easyedit_fast.serac.editor_files import read_card, shipped_editor
 from tests.unit.test_mend_files import WORDS, word_tokenizer
 from tests.unit.tiny_models import tiny_model
 

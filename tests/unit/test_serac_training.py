@@ -23,12 +23,14 @@ from easyedit_fast.errors import (
 )
 from easyedit_fast.serac.answers import Answered, BaseAnswers, answer_logits
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
-from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
+from easyedit_fast.serac.editor_files import load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACHparams
+from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.questions import as_question
 from easyedit_fast.serac.training import SeracTrainee, serac_trainee
 from easyedit_fast.serac.training_data import unfair_pairs
 from easyedit_fast.serac.validation import VALUES
+from easyedit_fast.training.editors import EditorFile
 from easyedit_fast.training.loop import train
 from tests.unit.test_mend_training import requests
 from tests.unit.tiny_models import tiny_model, tiny_tokenizer
@@ -342,6 +344,11 @@ def test_the_adapter_leaves_no_trace(small: Any) -> None:
 
 
 def test_the_shares_of_processes_add_up(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_subject(_: Negatives, place: int, count: int, draw: Any) -> list[str]:
+        return [f"prompt {number} of {place}" for number in range(place % 3)]  # not as many of each
+
+    monkeypatch.setattr(Negatives, "of_subject", of_subject)
+
     def gradients(ranks: int) -> tuple[float, list[torch.Tensor]]:
         trainee = turned(small(cntr_batch_size=3))
         total = 0.0

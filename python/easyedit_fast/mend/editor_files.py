@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,33 +13,13 @@ from torch import Tensor
 
 from easyedit_fast.errors import DataFileError
 from easyedit_fast.files import replacing
-from easyedit_fast.tensor_files import TensorFile
-from easyedit_fast.training.checkpoint import EDITOR
+from easyedit_fast.training.editors import EditorFile, EditorFormat, refuse_folder
 
-_FILE = TensorFile(
-    "MEND editor",
-    written_by="easyedit-fast",
-    mistaken={"training checkpoint": f"name the {EDITOR} beside it"},
-)
+_FORMAT = EditorFormat("MEND")
 _PICKLE = b"\x80"  # the first byte of one
 _ZIP = b"PK\x03\x04"
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _OLD_PREFIX = "gtn."  # of the transforms, in MEND's own code
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EditorFile:
-    """What a file holds.
-
-    Attributes:
-        tensors: By the names of `EditorNetwork`.
-        hparams: The hyperparameters, as plain JSON values; empty in a checkpoint of the peers.
-        card: What else is told of the editor: model, data, steps, scores.
-    """
-
-    tensors: dict[str, Tensor]
-    hparams: dict[str, Any]
-    card: dict[str, Any]
 
 
 def write_editor(path: Path, editor: EditorFile) -> None:
@@ -49,7 +28,7 @@ def write_editor(path: Path, editor: EditorFile) -> None:
     Raises:
         MissingFileError: The folder of `path` is not there.
     """
-    _FILE.write(path, editor.tensors, {"hparams": editor.hparams, "card": editor.card})
+    _FORMAT.write(path, editor)
 
 
 def read_editor(path: Path) -> EditorFile:
@@ -59,10 +38,7 @@ def read_editor(path: Path) -> EditorFile:
         MissingFileError: There is no such file.
         DataFileError: It is damaged, or holds no editor.
     """
-    if path.is_dir():
-        own = path / EDITOR
-        remedy = f"name its editor: {own}" if own.is_file() else "name the file of an editor"
-        raise DataFileError(f"{path} is a folder; {remedy}")
+    refuse_folder(path)
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(9)
@@ -73,11 +49,7 @@ def read_editor(path: Path) -> EditorFile:
             raise DataFileError(
                 f"{path} is a checkpoint of torch before 1.6; load it with torch and save it again"
             )
-    tensors, told = _FILE.read(path)
-    for key in ("hparams", "card"):
-        if not isinstance(told.get(key), dict):
-            raise DataFileError(f"{path}: header field {key!r} is missing; get the editor again")
-    return EditorFile(tensors, told["hparams"], told["card"])
+    return _FORMAT.read(path)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -87,8 +59,12 @@ def read_card(path: Path) -> dict[str, Any]:
         MissingFileError: There is no such file.
         DataFileError: It is damaged, or no editor.
     """
-    card = _FILE.told(path).get("card")
-    return card if isinstance(card, dict) else {}
+    return _FORMAT.card(path)
+
+
+def shipped_editor(fingerprint: str) -> Path | None:
+    """The packaged editor that was trained for a model, by the model's fingerprint, or None."""
+    return _FORMAT.shipped(Path(__file__).with_name("editors"), fingerprint)
 
 
 def write_easyedit_checkpoint(path: Path, tensors: Mapping[str, Tensor], config: Any) -> None:

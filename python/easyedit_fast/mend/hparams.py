@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
-from easyedit_fast.errors import HparamsError
 from easyedit_fast.hparams import (
     Float,
     Hparams,
     PathText,
     PositiveFloat,
     PositiveInt,
-    find_hparams_file,
-    named,
-    read_yaml,
 )
 from easyedit_fast.training.hparams import TrainingHparams
 
@@ -179,42 +173,6 @@ class MENDTrainingHparams(TrainingHparams, MENDHyperParams):
                 "batch_size"
             )
         return self
-
-    @classmethod
-    def checked_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys as they are given, checked before there is a model that the others follow from.
-
-        Keys without a meaning are left out, so that they are told of once.
-
-        Raises:
-            HparamsError: A value cannot be used.
-        """
-        cls(**{"inner_params": ["of the model"], **given})
-        return {name: value for name, value in given.items() if name in cls.model_fields}
-
-    @classmethod
-    def resolved(
-        cls,
-        hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None,
-        inner_params: list[str],
-    ) -> MENDTrainingHparams:
-        """From whatever the user gave; see `mend.training.mend_trainee`.
-
-        Args:
-            hparams: Keys, a path or a name, or hyperparameters ready made.
-            inner_params: The weights that are edited where none are named.
-        """
-        if isinstance(hparams, Hparams):
-            if not isinstance(hparams, cls):
-                raise HparamsError(
-                    f"{type(hparams).__name__} is not for training MEND; give {cls.__name__}"
-                )
-            return hparams.model_copy(deep=True)
-        if hparams is None or isinstance(hparams, Mapping):
-            return cls(**{"inner_params": inner_params, **(hparams or {})})
-        given = read_yaml(find_hparams_file(hparams, "TRAINING/MEND"))
-        with named(os.fspath(hparams)):
-            return cls(**{"inner_params": inner_params, **given})
 
     def for_edits(self) -> dict[str, object]:
         """Those that the editor was made with, as `MENDHyperParams` takes them."""

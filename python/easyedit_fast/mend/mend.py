@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +21,11 @@ from easyedit_fast.errors import (
 )
 from easyedit_fast.failures import Failures
 from easyedit_fast.files import digest
-from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
-from easyedit_fast.mend.editor_files import EditorFile, read_editor
+from easyedit_fast.hparams import Hparams
+from easyedit_fast.mend.editor_files import read_editor, shipped_editor
 from easyedit_fast.mend.factors import TargetRows, TokenFactors, model_logits, token_factors
 from easyedit_fast.mend.hparams import HOW_EDITS_SHARE, MENDHyperParams
 from easyedit_fast.mend.modules import edited_modules, network_of, weight_sizes
-from easyedit_fast.mend.shipped import shipped_editor
 from easyedit_fast.mend.together import corrected_sum, least_squares, summed
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
@@ -40,6 +38,7 @@ from easyedit_fast.models.limits import (
 from easyedit_fast.models.memory import BatchSize, available_bytes, run_in_batches
 from easyedit_fast.requests import EditRequest
 from easyedit_fast.timings import Timings
+from easyedit_fast.training.editors import EditorFile, resolve_editor, warn_of_another_model
 from easyedit_fast.updates import ComputedUpdates, LowRankUpdate
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class Mend:
         self.hparams, editor = resolve_mend_hparams(
             hparams, functools.partial(shipped_editor, fingerprint)
         )
-        _warn_of_another_model(self.hparams, editor, fingerprint)
+        warn_of_another_model(self.hparams.archive, editor, fingerprint)
         self._archive_sha256 = digest(Path(str(self.hparams.archive)))
         self._model = model
         self._tokenizer = tokenizer
@@ -283,62 +282,24 @@ def resolve_mend_hparams(
     hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None,
     shipped: Callable[[], Path | None] = lambda: None,
 ) -> tuple[MENDHyperParams, EditorFile]:
-    """The hyperparameters, from whatever form the user gave them in, and the editor they name.
+    """The hyperparameters and the editor that they name; see `training.editors.resolve_editor`."""
+    return resolve_editor(
+        MENDHyperParams, hparams, read_editor, shipped, _in_file, "a trained editor"
+    )
 
-    Args:
-        hparams: The hyperparameters.
-        shipped: Gives the editor that is taken where they name none.
+
+def _in_file(path: Path, editor: EditorFile, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that an editor's file holds.
 
     Raises:
-        HparamsError: No editor is named, or a value cannot be used.
-        MissingFileError: A file is not there.
-        DataFileError: The editor's file is damaged, or not one.
+        HparamsError: It says nothing of the weights, and nor do those given.
     """
-    if isinstance(hparams, Hparams):
-        if not isinstance(hparams, MENDHyperParams):
-            raise HparamsError(f"{type(hparams).__name__} is not for MEND; give MENDHyperParams")
-        path = _archive(hparams.archive, shipped)
-        return hparams.model_copy(deep=True, update={"archive": str(path)}), read_editor(path)
-    if hparams is None or isinstance(hparams, Mapping):
-        given = dict(hparams or {})
-        own_keys = ", ".join(name for name in given if name != "archive")
-        source = f"given: {own_keys}" if own_keys else ""
-    else:
-        given, source = read_yaml(find_hparams_file(hparams)), os.fspath(hparams)
-    archive = _archive(given.get("archive"), shipped)
-    editor = read_editor(archive)
     if not editor.hparams and "inner_params" not in given:
         raise HparamsError(
-            f"{archive} does not say which weights it edits, as checkpoints of other packages do "
+            f"{path} does not say which weights it edits, as checkpoints of other packages do "
             "not; give the hyperparameters that it was trained with, inner_params among them"
         )
-    own = {name: key for name, key in editor.hparams.items() if name not in HOW_EDITS_SHARE}
-    try:
-        resolved = MENDHyperParams(**{**own, **given, "archive": str(archive)})
-    except HparamsError as error:
-        raise HparamsError(f"{source} over {archive}: {error}") from None
-    return resolved.came_from("; ".join(filter(None, [str(archive), source]))), editor
-
-
-def _archive(path: object, shipped: Callable[[], Path | None]) -> Path:
-    if path is None:
-        path = shipped()
-    if not isinstance(path, (str, os.PathLike)):
-        raise HparamsError(
-            "MEND needs a trained editor, and none for this model comes with the package; name the "
-            "file of one as archive (--archive), or train it: easyedit-fast train --method mend"
-        )
-    return Path(path)
-
-
-def _warn_of_another_model(hparams: MENDHyperParams, editor: EditorFile, fingerprint: str) -> None:
-    trained_for = editor.card.get("model_fingerprint", fingerprint)
-    if trained_for != fingerprint:
-        warnings.warn(
-            f"the editor {hparams.archive} was trained for another model "
-            f"({editor.card.get('model') or 'unnamed'}); its edits may do anything here",
-            stacklevel=4,
-        )
+    return {name: key for name, key in editor.hparams.items() if name not in HOW_EDITS_SHARE}
 
 
 def _refuse_not_finite(gradients: TokenFactors, places: Sequence[int], failures: Failures) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from easyedit_fast.errors import DataFileError, HparamsError, ModelError
-from easyedit_fast.mend.editor_files import EditorFile
 from easyedit_fast.mend.hparams import MENDHyperParams
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.models.architectures import Architecture, linear_module, number_of_layers
+from easyedit_fast.training.editors import EditorFile
 from easyedit_fast.updates import WeightLayout
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from easyedit_fast.errors import HparamsError, ModelError, NonFiniteError, RecordError
+from easyedit_fast.errors import HparamsError, ModelError, RecordError
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
-from easyedit_fast.mend.editor_files import EditorFile, read_editor, write_editor
+from easyedit_fast.mend.editor_files import read_editor, write_editor
 from easyedit_fast.mend.hparams import HOW_EDITS_SHARE, MENDTrainingHparams
 from easyedit_fast.mend.losses import OuterLosses, TailRows, outer_losses
 from easyedit_fast.mend.modules import (
@@ -31,14 +31,18 @@ from easyedit_fast.mend.validation import VALUES, renumbered, validate
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.tracing import frozen
-from easyedit_fast.processes import gathered, rank_and_ranks
+from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.training.batches import draws
+from easyedit_fast.training.editors import EditorFile
+from easyedit_fast.training.finite import require_finite
 from easyedit_fast.training.loop import VALIDATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from easyedit_fast.requests import EditRequest
+
+_WHAT = "its activations, gradient or loss are"
 
 
 def mend_trainee(
@@ -70,7 +74,7 @@ def mend_trainee(
         MissingFileError: There is no such file.
     """
     known = architecture or architecture_of(model)
-    resolved = MENDTrainingHparams.resolved(hparams, mend_rule(model, known))
+    resolved = MENDTrainingHparams.resolved(hparams, inner_params=mend_rule(model, known))
     trainee = MendTrainee(
         model, tokenizer, requests, validation, resolved, architecture=known, **options
     )
@@ -322,7 +326,7 @@ class MendTrainee:
                 batch.locality.reads,
                 batch.locality.final,
                 batch.groups,
-                check=functools.partial(_require_finite, batch.places),
+                check=functools.partial(require_finite, batch.places, what=_WHAT),
             )
 
     def _require_finite_losses(self, batch: _Batch, losses: OuterLosses) -> None:
@@ -339,7 +343,7 @@ class MendTrainee:
         ):
             bad = reads.nonzero()[:, 0][~values.isfinite()]
             fine &= torch.bincount(bad, minlength=rows) == 0
-        _require_finite(batch.places, fine)
+        require_finite(batch.places, fine, _WHAT)
 
     def validate(self) -> dict[str, float]:
         """Values of the validation records; see `mend.validation`."""
@@ -365,24 +369,6 @@ def _require_usable(model: PreTrainedModel, hparams: MENDTrainingHparams) -> Non
         raise ModelError(
             "the model is spread over several devices, which training does not know; load it on "
             "one (--device)"
-        )
-
-
-def _require_finite(places: Sequence[int], fine: Tensor) -> None:
-    """Names the first record of which something is NaN or infinite, in whatever process it is.
-
-    Args:
-        places: The records of this process's rows.
-        fine: ``[rows]`` bool.
-
-    Raises:
-        NonFiniteError: There is one; it is raised in all processes.
-    """
-    bad = next((p for p, ok in zip(places, fine.tolist(), strict=True) if not ok), -1)
-    found = [int(one) for one in gathered(torch.tensor(bad, device=fine.device)) if one >= 0]
-    if found:
-        raise NonFiniteError(
-            "its activations, gradient or loss are NaN or infinite", record=found[0]
         )
 
 

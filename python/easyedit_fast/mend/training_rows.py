@@ -29,6 +29,7 @@ from easyedit_fast.models.limits import (
 )
 from easyedit_fast.models.passes import block_outputs
 from easyedit_fast.models.tail import Tail
+from easyedit_fast.training.records import locality_texts
 from easyedit_fast.training.trunk_cache import (
     TrunkCache,
     open_final_cache,
@@ -143,7 +144,7 @@ class TrainingRows:
             first = len(targets)
             self.rephrases.append(list(range(first, first + len(own))) or [place])
             targets += own
-        probes = [_locality(place, request) for place, request in enumerate(requests)]
+        probes = [locality_texts(place, request) for place, request in enumerate(requests)]
         ends = np.cumsum([len(own) for own in probes])
         self.localities = [
             list(range(int(end) - len(own), int(end)))
@@ -255,23 +256,6 @@ class TrainingRows:
             self._outputs,
         )
         return TailRows(rows, tail)
-
-
-def _locality(place: int, request: EditRequest) -> list[tuple[int, str, str | None]]:
-    """The locality prompts of a record."""
-    found = [
-        (place, probe.prompt, probe.ground_truth)
-        for probes in request.locality.values()
-        for probe in probes
-    ]
-    if not found:
-        raise RequestError(
-            "has no locality prompt, and training needs one: a prompt whose answer shall stay "
-            "('locality', or EasyEdit's 'locality_prompt' and 'locality_ground_truth')",
-            record=place,
-            field="locality",
-        )
-    return found
 
 
 def _tokenised(

@@ -16,33 +16,18 @@ from easyedit_fast.mend.losses import edited_in_groups
 from easyedit_fast.mend.network import EditorNetwork
 from easyedit_fast.mend.training_rows import LocalityRows, TrainingRows
 from easyedit_fast.processes import rank_and_ranks, sum_over_ranks
-from easyedit_fast.training.losses import nll_and_divergence
+from easyedit_fast.training.validation import (
+    COMMON_SUMS,
+    COMMON_VALUES,
+    answer_sums,
+    common_means,
+    locality_sums,
+)
 
 _ROWS_AT_ONCE = 32
-VALUES = (
-    *(f"{name}/{part}_val" for name in ("edit", "rephrase") for part in ("acc", "log_prob")),
-    *(
-        f"{name}/{when}_val"
-        for when in ("pre", "post")
-        for name in ("acc", "nll", "perplexity", "n_tokens")
-    ),
-    "locality/acc_val",
-    *(f"loss/{name}_val" for name in ("edit", "loc", "total_edit", "total")),
-    "time/edit_val",
-)
+VALUES = COMMON_VALUES
 """Names of what a validation gives."""
-_SUMS = (
-    *(
-        f"{name}.{part}"
-        for name in ("edit", "rephrase", "pre", "post")
-        for part in ("nll", "right", "n")
-    ),
-    "same",
-    "kl",
-    "kl.n",
-    "models",
-    "seconds",
-)
+_SUMS = (*COMMON_SUMS, "models", "seconds")
 
 
 @torch.no_grad()
@@ -105,31 +90,19 @@ def _sums_over(
     with edited_in_groups(modules, factors, gradients.tokens, groups):
         for name, targets in asked.items():
             wanted = targets.rows.labels[targets.rows.labels != -100]
-            nll, right = _against(targets.target_logits(), wanted)
-            sums |= {f"{name}.nll": nll, f"{name}.right": right, f"{name}.n": len(wanted)}
+            sums |= answer_sums(name, targets.target_logits(), wanted)
         after = locality.rows.logits(locality.reads)
     return sums | _locality_sums(locality, after)
 
 
 def _means(sums: Mapping[str, float], hparams: MENDTrainingHparams) -> dict[str, float]:
     """Means by the field's names."""
-    values: dict[str, float] = {}
-    for name in ("edit", "rephrase"):
-        values[f"{name}/acc_val"] = sums[f"{name}.right"] / sums[f"{name}.n"]
-        values[f"{name}/log_prob_val"] = -sums[f"{name}.nll"] / sums[f"{name}.n"]
-    for when in ("pre", "post"):
-        tokens = sums[f"{when}.n"]
-        nll = sums[f"{when}.nll"] / tokens if tokens else math.nan
-        values[f"acc/{when}_val"] = sums[f"{when}.right"] / tokens if tokens else math.nan
-        values[f"nll/{when}_val"] = nll
-        values[f"perplexity/{when}_val"] = _exp(nll)
-        values[f"n_tokens/{when}_val"] = tokens
+    values = common_means(sums)
     values["locality/acc_val"] = sums["same"] / sums["pre.n"] if sums["pre.n"] else math.nan
     edit = -values["edit/log_prob_val"]
     if hparams.outer_prompts == "alternate":
         edit = (edit - values["rephrase/log_prob_val"]) / 2
     values["loss/edit_val"] = edit
-    values["loss/loc_val"] = sums["kl"] / sums["kl.n"]
     total = hparams.cedit * edit + hparams.cloc * values["loss/loc_val"]
     values["loss/total_edit_val"] = values["loss/total_val"] = total
     values["time/edit_val"] = sums["seconds"] / sums["models"]
@@ -149,26 +122,11 @@ def _locality_sums(locality: LocalityRows, after: Tensor) -> dict[str, float]:
             f"edited one {len(after)}; remove the caches of the trunk"
         )
     known = labels != -100
-    sums: dict[str, float] = {}
-    for when, logits in (("pre", before), ("post", after)):
-        nll, right = _against(logits[known], labels[known])
-        sums |= {f"{when}.nll": nll, f"{when}.right": right, f"{when}.n": len(logits[known])}
     same = before[known].argmax(-1) == after[known].argmax(-1)
-    _, divergence = nll_and_divergence(after, labels[:0], before)
-    return {**sums, "same": float(same.sum()), "kl": float(divergence.sum()), "kl.n": len(after)}
-
-
-def _against(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """Sum of the negative log-likelihoods of tokens, and how many are the likeliest."""
-    nll = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
-    return float(nll), float((logits.argmax(-1) == wanted).sum())
+    return {**locality_sums(labels, before, after), "same": float(same.sum())}
 
 
 def renumbered(groups: Sequence[int]) -> list[int]:
     """The same groups, numbered from 0 in order."""
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return [numbers[group] for group in groups]
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

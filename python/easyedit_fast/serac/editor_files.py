@@ -13,24 +13,9 @@ from torch import Tensor
 from easyedit_fast.errors import DataFileError
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.scope import Scope
-from easyedit_fast.tensor_files import TensorFile
+from easyedit_fast.training.editors import EditorFile, EditorFormat
 
-_FILE = TensorFile("SERAC editor", written_by="easyedit-fast")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EditorFile:
-    """What a file holds.
-
-    Attributes:
-        tensors: ``scope.…`` and ``counterfactual.…``, float32; on disk in half the bytes.
-        hparams: The hyperparameters, as plain JSON values.
-        card: What else is told of it: model, data, steps, scores.
-    """
-
-    tensors: dict[str, Tensor]
-    hparams: dict[str, Any]
-    card: dict[str, Any]
+_FORMAT = EditorFormat("SERAC")
 
 
 def write_editor(path: Path, editor: EditorFile) -> None:
@@ -43,25 +28,19 @@ def write_editor(path: Path, editor: EditorFile) -> None:
         name: tensor.half() if tensor.dim() > 1 else tensor
         for name, tensor in editor.tensors.items()
     }
-    _FILE.write(path, halves, {"hparams": editor.hparams, "card": editor.card})
+    _FORMAT.write(path, dataclasses.replace(editor, tensors=halves))
 
 
 def read_editor(path: Path) -> EditorFile:
-    """Reads a file. Nothing in it is run.
+    """Reads a file: ``scope.…`` and ``counterfactual.…``, in float32. Nothing in it is run.
 
     Raises:
         MissingFileError: There is no such file.
         DataFileError: It is damaged, or holds no SERAC editor.
     """
-    tensors, told = _FILE.read(path)
-    for key in ("hparams", "card"):
-        if not isinstance(told.get(key), dict):
-            raise DataFileError(f"{path}: header field {key!r} is missing; get the editor again")
-    return EditorFile(
-        {name: tensor.to(torch.float32) for name, tensor in tensors.items()},
-        told["hparams"],
-        told["card"],
-    )
+    found = _FORMAT.read(path)
+    tensors = {name: tensor.to(torch.float32) for name, tensor in found.tensors.items()}
+    return dataclasses.replace(found, tensors=tensors)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -71,8 +50,12 @@ def read_card(path: Path) -> dict[str, Any]:
         MissingFileError: There is no such file.
         DataFileError: It is damaged, or no editor.
     """
-    card = _FILE.told(path).get("card")
-    return card if isinstance(card, dict) else {}
+    return _FORMAT.card(path)
+
+
+def shipped_editor(fingerprint: str) -> Path | None:
+    """The packaged editor that was trained for a model, by the model's fingerprint, or None."""
+    return _FORMAT.shipped(Path(__file__).with_name("editors"), fingerprint)
 
 
 def load_parts(tensors: Mapping[str, Tensor], scope: Scope, adapter: CounterfactualAdapter) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from easyedit_fast.errors import HparamsError
 from easyedit_fast.hparams import (
     Hparams,
     NonNegativeFloat,
@@ -17,9 +14,6 @@ from easyedit_fast.hparams import (
     PathText,
     PositiveFloat,
     PositiveInt,
-    find_hparams_file,
-    named,
-    read_yaml,
 )
 from easyedit_fast.models.sentence_encoders import PACKAGED_ENCODER
 from easyedit_fast.training.hparams import WITHOUT_MEANING, TrainingHparams
@@ -147,35 +141,6 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
         if self.freeze_cntr and self.parts == "counterfactual":
             raise ValueError("freeze_cntr leaves parts 'counterfactual' nothing to learn")
         return self
-
-    @classmethod
-    def checked_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys as they are given, checked before there is a model.
-
-        Keys without a meaning are left out, so that they are told of once.
-
-        Raises:
-            HparamsError: A value cannot be used.
-        """
-        cls(**given)
-        return {name: value for name, value in given.items() if name in cls.model_fields}
-
-    @classmethod
-    def resolved(
-        cls, hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None
-    ) -> SERACTrainingHparams:
-        """From whatever the user gave; see `serac.training.serac_trainee`."""
-        if isinstance(hparams, Hparams):
-            if not isinstance(hparams, cls):
-                raise HparamsError(
-                    f"{type(hparams).__name__} is not for training SERAC; give {cls.__name__}"
-                )
-            return hparams.model_copy(deep=True)
-        if hparams is None or isinstance(hparams, Mapping):
-            return cls(**(hparams or {}))
-        given = read_yaml(find_hparams_file(hparams, "TRAINING/SERAC"))
-        with named(os.fspath(hparams)):
-            return cls(**given)
 
     def for_edits(self) -> dict[str, Any]:
         """Those that the parts were made with, as `SERACHparams` takes them."""

@@ -14,7 +14,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from easyedit_fast.errors import EditStateError, ModelError
 from easyedit_fast.models.limits import context_length
-from easyedit_fast.serac.chat import Context, Contexts, QueryReader, likely_mask, prompts_of
+from easyedit_fast.serac.chat import QueryReader
+from easyedit_fast.serac.contexts import Context, Contexts, likely_mask, prompts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

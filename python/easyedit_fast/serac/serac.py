@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyedit_fast.errors import HparamsError
 from easyedit_fast.files import digest
-from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
+from easyedit_fast.hparams import Hparams
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.serac.counterfactual import (
@@ -21,14 +19,14 @@ from easyedit_fast.serac.counterfactual import (
     refuse_adapters,
 )
 from easyedit_fast.serac.edit import MemoryEdit
-from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor
+from easyedit_fast.serac.editor_files import load_parts, read_editor, shipped_editor
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.memory import EditMemory, Precision
 from easyedit_fast.serac.model import SeracModel
 from easyedit_fast.serac.routing import Router
 from easyedit_fast.serac.scope import Scope
-from easyedit_fast.serac.shipped import shipped_editor
 from easyedit_fast.serac.store import EditStore, SqliteStore
+from easyedit_fast.training.editors import EditorFile, resolve_editor, warn_of_another_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,7 +88,7 @@ class Serac:
         self.hparams, editor = resolve_serac_hparams(
             hparams, functools.partial(shipped_editor, self.fingerprint)
         )
-        _warn_of_another_model(self.hparams, editor, self.fingerprint)
+        warn_of_another_model(self.hparams.archive, editor, self.fingerprint)
         self._archive_sha256 = digest(Path(str(self.hparams.archive)))
         scope = Scope(self.hparams).to(model.device)
         self.base = model
@@ -196,60 +194,18 @@ def resolve_serac_hparams(
     hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None,
     shipped: Callable[[], Path | None] = lambda: None,
 ) -> tuple[SERACHparams, EditorFile]:
-    """The hyperparameters, from whatever form the user gave them in, and the editor they name.
-
-    Args:
-        hparams: The hyperparameters.
-        shipped: Gives the editor that is taken where they name none.
-
-    Raises:
-        HparamsError: No editor is named, or a value cannot be used.
-        MissingFileError: A file is not there.
-        DataFileError: The editor's file is damaged, or not one.
-    """
-    if isinstance(hparams, Hparams):
-        if not isinstance(hparams, SERACHparams):
-            raise HparamsError(f"{type(hparams).__name__} is not for SERAC; give SERACHparams")
-        path = _archive(hparams.archive, shipped)
-        return hparams.model_copy(deep=True, update={"archive": str(path)}), read_editor(path)
-    if hparams is None or isinstance(hparams, Mapping):
-        given = dict(hparams or {})
-        own_keys = ", ".join(name for name in given if name != "archive")
-        source = f"given: {own_keys}" if own_keys else ""
-    else:
-        given, source = read_yaml(find_hparams_file(hparams)), os.fspath(hparams)
-    archive = _archive(given.get("archive"), shipped)
-    editor = read_editor(archive)
-    try:
-        resolved = SERACHparams(**{**editor.hparams, **given, "archive": str(archive)})
-    except HparamsError as error:
-        raise HparamsError(f"{source} over {archive}: {error}") from None
-    return resolved.came_from("; ".join(filter(None, [str(archive), source]))), editor
+    """The hyperparameters and the editor that they name; see `training.editors.resolve_editor`."""
+    return resolve_editor(
+        SERACHparams,
+        hparams,
+        read_editor,
+        shipped,
+        lambda _, editor, __: editor.hparams,
+        "a trained scope and adapter",
+    )
 
 
 def _store(memory: MemoryLike) -> EditStore:
     if memory is None or isinstance(memory, str | os.PathLike):
         return SqliteStore(memory)
     return memory
-
-
-def _archive(path: object, shipped: Callable[[], Path | None]) -> Path:
-    if path is None:
-        path = shipped()
-    if not isinstance(path, str | os.PathLike):
-        raise HparamsError(
-            "SERAC needs a trained scope and adapter, and none for this model comes with the "
-            "package; name the file of one as archive (--archive), or train it: easyedit-fast "
-            "train --method serac"
-        )
-    return Path(path)
-
-
-def _warn_of_another_model(hparams: SERACHparams, editor: EditorFile, fingerprint: str) -> None:
-    trained_for = editor.card.get("model_fingerprint", fingerprint)
-    if trained_for != fingerprint:
-        warnings.warn(
-            f"the editor {hparams.archive} was trained for another model "
-            f"({editor.card.get('model') or 'unnamed'}); its answers may be anything here",
-            stacklevel=4,
-        )

@@ -19,6 +19,7 @@ class ScopeShare:
         outside: The locality prompts.
         others: Prompts of other facts about the subject of each record.
         records: Records of the batch.
+        outsiders: Locality prompts and prompts of other facts in the whole batch.
     """
 
     places: list[int]
@@ -27,6 +28,7 @@ class ScopeShare:
     outside: list[str]
     others: list[list[str]]
     records: int
+    outsiders: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,20 +13,20 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
 
-from easyedit_fast.errors import HparamsError, NonFiniteError, RecordError
+from easyedit_fast.errors import HparamsError, RecordError
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.tracing import frozen
-from easyedit_fast.processes import gathered, rank_and_ranks
+from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import Answered, answer_logits
 from easyedit_fast.serac.counterfactual import (
     CounterfactualAdapter,
     attention_modules,
     refuse_adapters,
 )
-from easyedit_fast.serac.editor_files import EditorFile, load_parts, read_editor, write_editor
+from easyedit_fast.serac.editor_files import load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.questions import as_question
@@ -35,6 +35,8 @@ from easyedit_fast.serac.shares import AdapterShare, ScopeShare
 from easyedit_fast.serac.training_data import SeracData, unfair_pairs
 from easyedit_fast.serac.validation import VALUES, validate
 from easyedit_fast.training.batches import draws
+from easyedit_fast.training.editors import EditorFile
+from easyedit_fast.training.finite import require_finite
 from easyedit_fast.training.loop import VALIDATION
 from easyedit_fast.training.losses import nll_and_divergence
 
@@ -80,7 +82,8 @@ def serac_trainee(
 _QUESTIONS = 0.25
 """So many of the scope's prompts are asked as questions, where they can be."""
 
-_Batch = tuple[ScopeShare, AdapterShare]
+_WHAT = "its loss is"
+_Batch = tuple[ScopeShare | None, AdapterShare]
 
 
 class SeracTrainee:
@@ -213,15 +216,32 @@ class SeracTrainee:
     def prepare(self, iteration: int, places: list[int]) -> _Batch:
         """This process's share of a batch: all that is drawn is drawn here."""
         draw = draws(self.hparams.seed, "batch", iteration)
-        data = self.data
-        rephrases = [int(draw.integers(len(data.rephrases[place]))) for place in places]
-        localities = [int(draw.integers(len(data.localities[place]))) for place in places]
+        rephrases, localities = (
+            [int(draw.integers(len(own[place]))) for place in places]
+            for own in (self.data.rephrases, self.data.localities)
+        )
+        rank, ranks = rank_and_ranks()
+        own = list(range(rank, len(places), ranks))
+        adapter = self._adapter_share(iteration, places, own, rephrases, localities)
+        if not self._learns("scope"):
+            return None, adapter
+        return self._scope_share(draw, places, own, rephrases, localities), adapter
+
+    def _scope_share(
+        self,
+        draw: Generator,
+        places: list[int],
+        own: list[int],
+        rephrases: list[int],
+        localities: list[int],
+    ) -> ScopeShare:
+        """What the scope is asked of the records at `own` among the batch's places."""
+        data, hparams = self.data, self.hparams
         near: dict[int, None] = {}
         for place in places:
-            near |= dict.fromkeys(self._negatives.near(place, self.hparams.hard_negatives, draw))
+            near |= dict.fromkeys(self._negatives.near(place, hparams.hard_negatives, draw))
         others = [
-            self._negatives.of_subject(place, self.hparams.subject_negatives, draw)
-            for place in places
+            self._negatives.of_subject(place, hparams.subject_negatives, draw) for place in places
         ]
         inside = [
             _asked(data.rephrase_prompts[place][chosen], data.requests[place].prompt, draw)
@@ -229,17 +249,27 @@ class SeracTrainee:
         ]
         prompts = [data.locality_prompts[p][at] for p, at in zip(places, localities, strict=True)]
         outside = [_asked(prompt, prompt, draw) for prompt in prompts]
-        others = [[_asked(prompt, prompt, draw) for prompt in own] for own in others]
-        rank, ranks = rank_and_ranks()
-        own = list(range(rank, len(places), ranks))
-        scope = ScopeShare(
+        others = [[_asked(prompt, prompt, draw) for prompt in of_one] for of_one in others]
+        return ScopeShare(
             [*places, *(place for place in near if place not in places)],
             own,
             [inside[at] for at in own],
             [outside[at] for at in own],
             [others[at] for at in own],
             len(places),
+            len(places) + sum(map(len, others)),
         )
+
+    def _adapter_share(
+        self,
+        iteration: int,
+        places: list[int],
+        own: list[int],
+        rephrases: list[int],
+        localities: list[int],
+    ) -> AdapterShare:
+        """What the adapter is asked of the records at `own` among the batch's places."""
+        data = self.data
         records = min(self.hparams.cntr_batch_size or len(places), len(places))
         asked = [at for at in own if at < records]
         learned = [places[at] for at in asked]
@@ -247,11 +277,11 @@ class SeracTrainee:
         rows = [data.rewrites[place] for place in learned]
         if iteration % 2 == 1:
             rows = [data.rephrases[places[at]][rephrases[at]] for at in asked]
-        kept = [data.probes[probe] for probe in probes]
-        return scope, AdapterShare(
+        outside = [data.probes[probe] for probe in probes]
+        return AdapterShare(
             learned,
             [data.with_edit(*pair) for pair in zip(rows, learned, strict=True)],
-            [data.with_edit(*pair) for pair in zip(kept, learned, strict=True)],
+            [data.with_edit(*pair) for pair in zip(outside, learned, strict=True)],
             probes,
             records,
         )
@@ -267,12 +297,13 @@ class SeracTrainee:
         """
         total = torch.zeros((), device=self.adapter.model.device, requires_grad=True)
         values: dict[str, Tensor] = {}
-        if self._learns("scope"):
-            loss, right = self._scope_loss(batch[0])
+        scope, adapter = batch
+        if scope is not None:
+            loss, right = self._scope_loss(scope)
             total = total + loss
             values |= {"loss/scope_train": loss, "scope/acc_train": right}
         if self._learns("counterfactual"):
-            edit, locality, right = self._adapter_losses(batch[1])
+            edit, locality, right = self._adapter_losses(adapter)
             total = total + self.hparams.cedit * edit + self.hparams.cloc * locality
             values |= {
                 "loss/edit_train": edit,
@@ -304,9 +335,9 @@ class SeracTrainee:
         scores = scores.masked_fill(functional.pad(unfair, (0, 1)).to(scores.device), -math.inf)
         wanted = torch.tensor(share.own + [len(prompts)] * (len(asked) - records)).to(scores.device)
         losses = functional.cross_entropy(scores, wanted, reduction="none")
-        _require_finite([share.places[at] for at in owners], losses)
-        weights = torch.ones_like(losses) / (2 * share.records)
-        weights[records:] *= records / (len(asked) - records)  # as many right as wrong
+        require_finite([share.places[at] for at in owners], losses.isfinite(), _WHAT)
+        weights = torch.full_like(losses, 0.5 / share.outsiders)  # half for those outside
+        weights[:records] = 0.5 / share.records
         return (losses * weights).sum(), ((scores.argmax(1) == wanted) * weights).sum()
 
     def _adapter_losses(self, share: AdapterShare) -> tuple[Tensor, Tensor, Tensor]:
@@ -321,7 +352,7 @@ class SeracTrainee:
             )
             nll, kl = nll_and_divergence(logits[:reads], wanted, logits[reads:].detach())
         edit, locality = _means(nll, share.targets), _means(kl, share.outside)
-        _require_finite(share.places, edit + locality)
+        require_finite(share.places, (edit + locality).isfinite(), _WHAT)
         right = _means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
         return (
             edit.sum() / share.records,
@@ -356,16 +387,3 @@ def _asked(prompt: str, source: str, draw: Generator) -> str:
 def _means(values: Tensor, rows: Sequence[Answered]) -> Tensor:
     """The mean of each row's own values, ``[rows]``."""
     return torch.stack([part.mean() for part in values.split([row.reads for row in rows])])
-
-
-def _require_finite(places: Sequence[int], losses: Tensor) -> None:
-    """Names the first record whose loss is NaN or infinite, in whatever process it is.
-
-    Raises:
-        NonFiniteError: There is one; it is raised in all processes.
-    """
-    fine = losses.isfinite().tolist()
-    bad = next((place for place, ok in zip(places, fine, strict=True) if not ok), -1)
-    found = [int(one) for one in gathered(torch.tensor(bad, device=losses.device)) if one >= 0]
-    if found:
-        raise NonFiniteError("its loss is NaN or infinite", record=found[0])

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from easyedit_fast.errors import RequestError
 from easyedit_fast.serac.answers import Answered, BaseAnswers, answered
 from easyedit_fast.serac.counterfactual import edit_context
+from easyedit_fast.training.records import locality_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,19 +82,7 @@ def _texts(place: int, request: EditRequest) -> tuple[list[_Text], list[_Text], 
     rephrases: list[_Text] = [
         (place, prompt, request.target_new) for prompt in request.rephrase_prompt
     ]
-    localities: list[_Text] = [
-        (place, probe.prompt, probe.ground_truth)
-        for probes in request.locality.values()
-        for probe in probes
-    ]
-    if not localities:
-        raise RequestError(
-            "has no locality prompt, and training needs one: a prompt whose answer shall stay "
-            "('locality', or EasyEdit's 'locality_prompt' and 'locality_ground_truth')",
-            record=place,
-            field="locality",
-        )
-    return rewrite, rephrases or rewrite, localities
+    return rewrite, rephrases or rewrite, locality_texts(place, request)
 
 
 def unfair_pairs(prompts: Sequence[str], requests: Sequence[EditRequest]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,32 +19,21 @@ from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.scope import Scope
 from easyedit_fast.serac.training_data import SeracData, unfair_pairs
-from easyedit_fast.training.losses import nll_and_divergence
+from easyedit_fast.training.validation import (
+    COMMON_SUMS,
+    COMMON_VALUES,
+    answer_sums,
+    common_means,
+    locality_sums,
+)
 
 _ROWS_AT_ONCE = 32
 VALUES = (
-    *(f"{name}/{part}_val" for name in ("edit", "rephrase") for part in ("acc", "log_prob")),
-    *(
-        f"{name}/{when}_val"
-        for when in ("pre", "post")
-        for name in ("acc", "nll", "perplexity", "n_tokens")
-    ),
-    "locality/acc_val",
+    *COMMON_VALUES,
     *(f"scope/{name}_val" for name in ("rewrite", "rephrase", "locality", "other")),
-    *(f"loss/{name}_val" for name in ("scope", "edit", "loc", "total_edit", "total")),
-    "time/edit_val",
+    "loss/scope_val",
 )
 """Names of what a validation gives."""
-_SUMS = (
-    *(
-        f"{name}.{part}"
-        for name in ("edit", "rephrase", "pre", "post")
-        for part in ("nll", "right", "n")
-    ),
-    "same",
-    "kl",
-    "kl.n",
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +88,7 @@ def validate(
     if hparams.val_steps is not None:
         asked = min(asked, hparams.val_steps * hparams.val_batch_size)
     rank, ranks = rank_and_ranks()
-    sums: dict[str, float] = dict.fromkeys(_SUMS, 0.0)
+    sums: dict[str, float] = dict.fromkeys(COMMON_SUMS, 0.0)
     for number, first in enumerate(range(0, asked, _ROWS_AT_ONCE)):
         if number % ranks == rank:
             places = range(first, min(first + _ROWS_AT_ONCE, asked))
@@ -138,21 +127,17 @@ def _sums_over(
 ) -> dict[str, float]:
     """Sums over some of the records."""
     sums: dict[str, float] = {}
-    rephrases = {place: data.rephrases[place][0] for place in places}
-    asked: dict[str, tuple[Callable[[int], Answered], list[int]]] = {
-        "edit": (lambda place: data.rewrites[place], routed.rewrite),
-        "rephrase": (lambda place: rephrases[place], routed.rephrase),
-    }
-    for name, (row_of, routes) in asked.items():
-        rows = [row_of(place) for place in places]
+    for name, rows, routes in (
+        ("edit", [data.rewrites[place] for place in places], routed.rewrite),
+        ("rephrase", [data.rephrases[place][0] for place in places], routed.rephrase),
+    ):
         logits = _logits(adapter, data, rows, [routes[place] for place in places])
         wanted = torch.tensor([token for row in rows for token in row.answer])
-        nll, right = _against(logits, wanted)
-        sums |= {f"{name}.nll": nll, f"{name}.right": right, f"{name}.n": len(wanted)}
+        sums |= answer_sums(name, logits, wanted)
     probes = [data.localities[place][0] for place in places]
     rows = [data.probes[probe] for probe in probes]
-    routes = [routed.locality[place] for place in places]
-    logits = _logits(adapter, data, rows, routes, data.base.at(probes))
+    own = [routed.locality[place] for place in places]
+    logits = _logits(adapter, data, rows, own, data.base.at(probes))
     reads = sum(row.reads for row in rows)
     return sums | _locality_sums(rows, logits[reads:], logits[:reads])
 
@@ -182,36 +167,15 @@ def _locality_sums(rows: Sequence[Answered], before: Tensor, after: Tensor) -> d
     if len(before) != len(after):
         raise ModelError(f"{len(before)} tokens were asked before the edits, {len(after)} after")
     labels = torch.tensor([t for row in rows for t in (row.answer or [-100])]).to(after.device)
-    known = labels != -100
-    sums: dict[str, float] = {}
-    for when, logits in (("pre", before), ("post", after)):
-        nll, right = _against(logits[known], labels[known])
-        sums |= {f"{when}.nll": nll, f"{when}.right": right, f"{when}.n": len(logits[known])}
     same = before.argmax(-1) == after.argmax(-1)
-    _, divergence = nll_and_divergence(after, labels[:0], before)
-    return {
-        **sums,
-        "same": float(same.sum()),
-        "kl": float(divergence.sum()),
-        "kl.n": len(after),
-    }
+    return {**locality_sums(labels, before, after), "same": float(same.sum())}
 
 
 def _means(
     sums: dict[str, float], routed: _Routed, hparams: SERACTrainingHparams
 ) -> dict[str, float]:
     """Means by the field's names."""
-    values: dict[str, float] = {}
-    for name in ("edit", "rephrase"):
-        values[f"{name}/acc_val"] = sums[f"{name}.right"] / sums[f"{name}.n"]
-        values[f"{name}/log_prob_val"] = -sums[f"{name}.nll"] / sums[f"{name}.n"]
-    for when in ("pre", "post"):
-        tokens = sums[f"{when}.n"]
-        nll = sums[f"{when}.nll"] / tokens if tokens else math.nan
-        values[f"acc/{when}_val"] = sums[f"{when}.right"] / tokens if tokens else math.nan
-        values[f"nll/{when}_val"] = nll
-        values[f"perplexity/{when}_val"] = math.exp(min(nll, 700.0))
-        values[f"n_tokens/{when}_val"] = tokens
+    values = common_means(sums)
     values["locality/acc_val"] = sums["same"] / sums["kl.n"]
     for name in ("rewrite", "rephrase"):
         own = [place == edit for place, edit in enumerate(getattr(routed, name))]
@@ -221,15 +185,7 @@ def _means(
     edit = -(values["edit/log_prob_val"] + values["rephrase/log_prob_val"]) / 2
     values["loss/scope_val"] = routed.loss
     values["loss/edit_val"] = edit
-    values["loss/loc_val"] = sums["kl"] / sums["kl.n"]
     total = routed.loss + hparams.cedit * edit + hparams.cloc * values["loss/loc_val"]
     values["loss/total_val"] = values["loss/total_edit_val"] = total
     values["time/edit_val"] = routed.seconds
     return values
-
-
-def _against(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """Sum of the negative log-likelihoods of tokens, and how many are the likeliest."""
-    own = wanted.to(logits.device)
-    nll = functional.cross_entropy(logits.float(), own, reduction="sum")
-    return float(nll), float((logits.argmax(-1) == own).sum())

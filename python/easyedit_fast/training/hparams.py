@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
+from easyedit_fast.errors import HparamsError
 from easyedit_fast.hparams import (
     Float,
     Hparams,
@@ -14,7 +17,13 @@ from easyedit_fast.hparams import (
     PathText,
     PositiveFloat,
     PositiveInt,
+    find_hparams_file,
+    named,
+    read_yaml,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 WITHOUT_MEANING = frozenset(
     {
@@ -102,6 +111,52 @@ class TrainingHparams(Hparams):
     def _warn_unknown(cls, name: str) -> None:
         if name not in WITHOUT_MEANING:
             super()._warn_unknown(name)
+
+    @classmethod
+    def checked_keys(cls, given: Mapping[str, Any], **of_the_model: Any) -> dict[str, Any]:
+        """Keys as they are given, checked before there is a model.
+
+        Keys without a meaning are left out, so that they are told of once.
+
+        Args:
+            given: The keys.
+            of_the_model: Values that stand for what will follow from the model.
+
+        Raises:
+            HparamsError: A value cannot be used.
+        """
+        cls(**{**of_the_model, **given})
+        return {name: value for name, value in given.items() if name in cls.model_fields}
+
+    @classmethod
+    def resolved(
+        cls,
+        hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None,
+        **of_the_model: Any,
+    ) -> Self:
+        """From whatever the user gave.
+
+        Args:
+            hparams: Keys, the path of a YAML file or a shipped name such as
+                ``TRAINING/MEND/llama-7b``, or hyperparameters ready made.
+            of_the_model: What follows from the model where it is not given.
+
+        Raises:
+            HparamsError: A value cannot be used.
+            MissingFileError: There is no such file.
+        """
+        method = cls.model_fields["alg_name"].default
+        if isinstance(hparams, Hparams):
+            if not isinstance(hparams, cls):
+                raise HparamsError(
+                    f"{type(hparams).__name__} is not for training {method}; give {cls.__name__}"
+                )
+            return hparams.model_copy(deep=True)
+        if hparams is None or isinstance(hparams, Mapping):
+            return cls(**{**of_the_model, **(hparams or {})})
+        given = read_yaml(find_hparams_file(hparams, f"TRAINING/{method}"))
+        with named(os.fspath(hparams)):
+            return cls(**{**of_the_model, **given})
 
     def learning_rate(self, iteration: int, iterations: int) -> float:
         """The learning rate as a share of `lr`, at an iteration of so many."""

@@ -183,8 +183,7 @@ def train(
             return stack.enter_context(open_run(folder, described, about, overwrite=overwrite))
 
         run.log, run.card = together(open_first), dict(about)
-        run.resume()
-        resumed = run.iteration
+        resumed = run.resume()
         try:
             run.go(progress)
         except KeyboardInterrupt as stop:
@@ -369,21 +368,21 @@ class _Run:
         checkpoint.write(self.folder / CHECKPOINT)
         self.kept = self.iteration
 
-    def resume(self) -> None:
-        """Goes to where the last checkpoint is, in every process."""
+    def resume(self) -> int:
+        """Goes to where the last checkpoint is, in every process; gives its iteration."""
         found = first_tells(together(self._read_checkpoint))
         if found is not None:
             self.trainee.load_state_dict(found.trained)
             load_optimizer_tensors(self.optimizer, found.optimizer)
             told = found.told
             self.iteration = self.kept = told["iteration"]
-            self._seconds_before = told["seconds"]
-            self.over = told["over"]
+            self._seconds_before, self.over = told["seconds"], told["over"]
             self.stopping.best, self.stopping.best_step = told["best"], told["best_step"]
             self.best_values = told["best_values"]
             self.sums, self.summed = told["sums"], told["summed"]
         if self.log is not None:
             self.log.go_on_after(self.iteration)
+        return self.iteration
 
     def _read_checkpoint(self) -> Checkpoint | None:
         """The run's last checkpoint, in the first process alone."""
