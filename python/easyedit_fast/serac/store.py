@@ -290,7 +290,8 @@ class SqliteStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise DataFileError(f"{self._path}: {error}") from error
+            remedy = "; give another file" if "not a database" in str(error) else ""
+            raise DataFileError(f"{self._path}: {error}{remedy}") from error
 
 
 def _require_place(path: Path, *, must_be_there: bool) -> None:
