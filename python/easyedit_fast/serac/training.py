@@ -142,7 +142,7 @@ class SeracTrainee:
         archive = None if hparams.archive is None else read_editor(Path(hparams.archive))
         self.records = len(self.data)
         plain = Scope(hparams).to(model.device)  # with an archive, `scope` is trained
-        self._negatives = Negatives(plain, self.data.requests)
+        self._negatives = Negatives(plain, self.data.requests) if self._learns("scope") else None
         checked = Negatives(plain, self._validation.requests)
         self._others = [
             checked.of_subject(place, 1, draws(hparams.seed, "validation", place))
@@ -237,6 +237,7 @@ class SeracTrainee:
     ) -> ScopeShare:
         """What the scope is asked of the records at `own` among the batch's places."""
         data, hparams = self.data, self.hparams
+        assert self._negatives is not None
         near: dict[int, None] = {}
         for place in places:
             near |= dict.fromkeys(self._negatives.near(place, hparams.hard_negatives, draw))
