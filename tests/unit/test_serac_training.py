@@ -26,7 +26,7 @@ from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.editor_files import load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.negatives import Negatives
-from easyedit_fast.serac.questions import as_question
+from easyedit_fast.serac.questions import as_questions
 from easyedit_fast.serac.training import SeracTrainee, serac_trainee
 from easyedit_fast.serac.training_data import unfair_pairs
 from easyedit_fast.serac.validation import VALUES
@@ -372,13 +372,38 @@ def test_the_shares_of_processes_add_up(small: Any, monkeypatch: pytest.MonkeyPa
     [
         ("The mother tongue of Ada is", "What is the mother tongue of Ada?"),
         ("Ada is a citizen of", "What is Ada a citizen of?"),
-        ("The Eiffel Tower is located in", "What is the Eiffel Tower located in?"),
+        ("The Eiffel Tower is located in", "Where is the Eiffel Tower located?"),
+        ("The telephone was invented by", "Who invented the telephone?"),
+        ("Ada was born in", "Where was Ada born?"),
         ("Ada plays the", None),
         ("Where is Ada?", None),
     ],
 )
 def test_a_prompt_as_a_question(prompt: str, question: str | None) -> None:
-    assert as_question(prompt) == question
+    assert as_questions(prompt) == ([] if question is None else [question])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("Ada, a native", "Which language does Ada speak?"),
+        ("In Ada, an official language is", "What is the official language of Ada?"),
+        ("Ada's life ended in", "Where did Ada die?"),
+        ("Ada is affiliated with the religion", "What is the religion of Ada?"),
+        ("Ada is affiliated with", "Which organization does Ada belong to?"),
+        ("Ada is a part of the continent of", "On which continent is Ada?"),
+        ("Ada, who plays the position", "What position does Ada play?"),
+        ("Ada plays the instrument", "Which instrument does Ada play?"),
+        ("Ada, produced by", "Who makes Ada?"),
+        ("The capital city of Ada is", "What is the capital of Ada?"),
+    ],
+)
+def test_a_prompt_about_a_subject_as_questions(prompt: str, question: str) -> None:
+    assert question in as_questions(prompt, "Ada")
+
+
+def test_a_prompt_of_unknown_form_is_no_question() -> None:
+    assert as_questions("Ada, the", "Ada") == []
 
 
 def test_negatives_ask_other_facts_of_the_subject(small: Any) -> None:

@@ -29,7 +29,7 @@ from easyedit_fast.serac.counterfactual import (
 from easyedit_fast.serac.editor_files import load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.negatives import Negatives
-from easyedit_fast.serac.questions import as_question
+from easyedit_fast.serac.questions import as_questions
 from easyedit_fast.serac.scope import Scope
 from easyedit_fast.serac.shares import AdapterShare, ScopeShare
 from easyedit_fast.serac.training_data import SeracData, unfair_pairs
@@ -79,7 +79,7 @@ def serac_trainee(
     return trainee, resolved
 
 
-_QUESTIONS = 0.25
+_QUESTIONS = 0.4
 """So many of the scope's prompts are asked as questions, where they can be."""
 
 _WHAT = "its loss is"
@@ -244,13 +244,24 @@ class SeracTrainee:
         others = [
             self._negatives.of_subject(place, hparams.subject_negatives, draw) for place in places
         ]
+        subjects = [data.requests[place].subject for place in places]
+        same = [
+            as_questions(data.requests[place].prompt, subject)
+            for place, subject in zip(places, subjects, strict=True)
+        ]
         inside = [
-            _asked(data.rephrase_prompts[place][chosen], data.requests[place].prompt, draw)
-            for place, chosen in zip(places, rephrases, strict=True)
+            _asked(data.rephrase_prompts[place][chosen], questions, draw)
+            for place, chosen, questions in zip(places, rephrases, same, strict=True)
         ]
         prompts = [data.locality_prompts[p][at] for p, at in zip(places, localities, strict=True)]
-        outside = [_asked(prompt, prompt, draw) for prompt in prompts]
-        others = [[_asked(prompt, prompt, draw) for prompt in of_one] for of_one in others]
+        outside = [_asked(prompt, as_questions(prompt), draw) for prompt in prompts]
+        others = [
+            [
+                _asked(prompt, [q for q in as_questions(prompt, subject) if q not in own], draw)
+                for prompt in of_one
+            ]
+            for of_one, subject, own in zip(others, subjects, same, strict=True)
+        ]
         return ScopeShare(
             [*places, *(place for place in near if place not in places)],
             own,
@@ -378,11 +389,11 @@ def _require_records_for_all(hparams: SERACTrainingHparams) -> None:
             raise HparamsError(f"{ranks} processes need a {name} of {ranks}, and it is {size}")
 
 
-def _asked(prompt: str, source: str, draw: Generator) -> str:
-    """A prompt; now and then another, as a question, in its place, where it can be one."""
-    if draw.random() >= _QUESTIONS:
+def _asked(prompt: str, questions: Sequence[str], draw: Generator) -> str:
+    """A prompt; now and then one of some questions in its place."""
+    if draw.random() >= _QUESTIONS or not questions:
         return prompt
-    return as_question(source) or prompt
+    return questions[int(draw.integers(len(questions)))]
 
 
 def _means(values: Tensor, rows: Sequence[Answered]) -> Tensor:
