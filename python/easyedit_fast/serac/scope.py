@@ -30,6 +30,8 @@ _FIRST_SCALE, _FIRST_THRESHOLD = 20.0, 0.35
 _LONGEST = 512
 _AT_ONCE = 128
 _TRAINED = "encoder."
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+"""Kinds of encoders whose first position is number 2, after that of pads."""
 
 
 class Scope(nn.Module):
@@ -103,7 +105,7 @@ class Scope(nn.Module):
             return_tensors="pt",
             padding=True,
             truncation=True,
-            max_length=min(_LONGEST, self.encoder.config.max_position_embeddings),
+            max_length=_longest(self.encoder.config),
         ).to(self.encoder.device)
         states = self.encoder(**texts).last_hidden_state
         if self._pooling == "cls":
@@ -185,6 +187,14 @@ def _squared_distances(queries: Tensor, edits: Tensor) -> Tensor:
     """``[q, n]``, from ``[q, d]`` and ``[n, d]``."""
     norms = queries.square().sum(1)[:, None] + edits.square().sum(1)
     return (norms - 2 * queries @ edits.T).clamp_min(0)
+
+
+def _longest(config: Any) -> int:
+    """Tokens of a prompt that an encoder reads at most; some have no limit."""
+    limit: int = getattr(config, "max_position_embeddings", None) or _LONGEST
+    if config.model_type in _POSITIONS_AFTER_PADDING:
+        limit -= 2
+    return min(_LONGEST, limit)
 
 
 def _origin(encoder: PreTrainedModel) -> str:
