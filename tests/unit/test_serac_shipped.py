@@ -29,7 +29,7 @@ def test_it_is_small_and_has_a_card(archive: Path) -> None:
     assert archive.stat().st_size <= 8_000_000
     card = read_card(archive)
     assert card["data"] == ["counterfact-train.json", "zsre_mend_train.json[:600]"]
-    assert card["iterations"] <= card["training"]["max_iters"] == 300
+    assert card["iterations"] <= card["training"]["max_iters"] == 500
     assert archive.with_suffix(".md").is_file()
 
 
