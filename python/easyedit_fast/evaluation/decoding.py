@@ -19,6 +19,7 @@ from torch import Tensor
 from easyedit_fast.evaluation.isolation import RowUpdates, Updates
 from easyedit_fast.evaluation.routing import RoutedRows
 from easyedit_fast.failures import Failures
+from easyedit_fast.models.generation import end_ids
 from easyedit_fast.models.memory import run_in_batches
 from easyedit_fast.models.passes import call_with_cache, head_only_at, padded_rows
 from easyedit_fast.models.prefix import RecordingCache, StandInCache
@@ -113,6 +114,8 @@ class Decoder:
             ModelError: A model that keeps more of the past than keys and values.
             OutOfMemoryError: One passage alone takes more memory than there is; its place is named.
         """
+        if routed is not None and routed.routing.model is not self.model:
+            return self._run_apart(passages, routed)
 
         def run(places: Sequence[int]) -> list[Outcome]:
             own = [passages[place] for place in places]
@@ -129,6 +132,22 @@ class Decoder:
         with torch.no_grad(), frozen(self.model):
             batches = run_in_batches(order, run, batch_size, refuse=Failures().refuse)
             for places, done in batches:
+                outcomes.update(zip(places, done, strict=True))
+        return [outcomes[place] for place in range(len(passages))]
+
+    def _run_apart(self, passages: Sequence[Passage], routed: RoutedRows) -> list[Outcome]:
+        """As `run`, where another model has the routed passages."""
+        other, tokenizer = routed.routing.model, routed.routing.tokenizer
+        ends = self.ends and frozenset(end_ids(other, tokenizer))
+        outcomes: dict[int, Outcome] = {}
+        for decoder, on in (
+            (self, False),
+            (dataclasses.replace(self, model=other, ends=ends), True),
+        ):
+            places = [place for place, own in enumerate(routed.routed) if own == on]
+            if places:
+                own = [passages[place] for place in places]
+                done = decoder.run(own, routed=routed.of(places) if on else None)
                 outcomes.update(zip(places, done, strict=True))
         return [outcomes[place] for place in range(len(passages))]
 

@@ -11,6 +11,11 @@ from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.errors import RequestError
 from easyedit_fast.evaluation.decoding import Decoder, Passage
 from easyedit_fast.evaluation.generation import TopFive, text_of
+from easyedit_fast.evaluation.other_tokens import (
+    predicted_in,
+    prompts_in_other_tokens,
+    rows_in_other_tokens,
+)
 from easyedit_fast.evaluation.passages import (
     RowTokens,
     after_contexts,
@@ -96,9 +101,11 @@ class Evaluator:
         if routing is not None:
             owners = [row.request for row in rows]
             contexts = routing.contexts([row.prompt for row in rows], owners)
-            tokens = after_contexts(tokens, contexts, self.tokenizer.bos_token_id)
             routed = RoutedRows(routing, [context is not None for context in contexts])
-        self._require_room(rows, tokens)
+            if routing.tokenizer is not self.tokenizer:
+                tokens = rows_in_other_tokens(routed, rows, tokens, generate=generate)
+            tokens = after_contexts(tokens, contexts, routing.tokenizer.bos_token_id)
+        self._require_room(rows, tokens, routed)
         edits = None if updates is None else [updates[row.request] for row in rows]
         scores = [_entry() for _ in requests]
         for score in scores if generate else ():
@@ -124,7 +131,7 @@ class Evaluator:
     ) -> Iterator[tuple[list[int], str]]:
         """For each row what is predicted of its answer, and its continuation."""
         owners = [place for place, each in enumerate(tokens) for _ in each.passages]
-        ends = frozenset(end_ids(self.model, self.tokenizer))
+        ends = self._ends(self)
         with numbered([rows[place].request for place in owners]):
             outcomes = Decoder(self.model, ends, self.batch_size).run(
                 [passage for each in tokens for passage in each.passages],
@@ -132,9 +139,21 @@ class Evaluator:
                 None if routed is None else routed.of(owners),
             )
         left = iter(outcomes)
-        for each in tokens:
+        for place, (row, each) in enumerate(zip(rows, tokens, strict=True)):
             own = [next(left) for _ in each.passages]
-            yield own[0].predicted, text_of(self.tokenizer, own[-1].continuation, ends)
+            who = self._answering(routed, place)
+            predicted = own[0].predicted
+            if who.tokenizer is not self.tokenizer and row.section == "locality":
+                predicted = predicted_in(self.tokenizer, row, text_of(who.tokenizer, predicted))
+            yield predicted, text_of(who.tokenizer, own[-1].continuation, self._ends(who))
+
+    def _answering(self, routed: RoutedRows | None, row: int) -> Evaluator | Routing:
+        """What has the model and the tokenizer that answer a row."""
+        return self if routed is None or not routed.routed[row] else routed.routing
+
+    @staticmethod
+    def _ends(who: Evaluator | Routing) -> frozenset[int]:
+        return frozenset(end_ids(who.model, who.tokenizer))
 
     def _entropies(
         self,
@@ -146,22 +165,29 @@ class Evaluator:
         tokenizer = RequestTokenizer.from_transformers(self.tokenizer)
         texts = [request.prompt for request in requests]
         prompts = encode_prompts(tokenizer, texts)
+        routed = contexts = None
+        if routing is not None:
+            contexts = routing.contexts(texts, range(len(texts)))
+            routed = RoutedRows(routing, [context is not None for context in contexts])
+            if routing.tokenizer is not self.tokenizer:
+                prompts = prompts_in_other_tokens(routed, texts, prompts)
         most = min(_FLUENCY_TOKENS, context_length(self.model) or _FLUENCY_TOKENS)
         rows = [
             RowTokens((Passage(prompt, len(prompt), max(0, most - len(prompt))),), most)
             for prompt in prompts
         ]
-        routed = None
-        if routing is not None:
-            contexts = routing.contexts(texts, range(len(texts)))
-            rows = after_contexts(rows, contexts, self.tokenizer.bos_token_id)
-            routed = RoutedRows(routing, [context is not None for context in contexts])
+        if routing is not None and contexts is not None:
+            rows = after_contexts(rows, contexts, routing.tokenizer.bos_token_id)
         passages = [row.passages[0] for row in rows]
         # The text goes on after an end-of-sequence, as there.
         decoder = Decoder(self.model, batch_size=self.batch_size, choose=TopFive(most))
+        outcomes = decoder.run(passages, updates, routed)
+        whole = [
+            [*prompt, *one.continuation] for prompt, one in zip(prompts, outcomes, strict=True)
+        ]
         return [
-            n_gram_entropy(text_of(self.tokenizer, [*prompt, *outcome.continuation]))
-            for prompt, outcome in zip(prompts, decoder.run(passages, updates, routed), strict=True)
+            n_gram_entropy(text_of(self._answering(routed, row).tokenizer, tokens))
+            for row, tokens in enumerate(whole)
         ]
 
     def _require_embeddings(self, rows: Sequence[Row], tokens: Sequence[RowTokens]) -> None:
@@ -176,18 +202,19 @@ class Evaluator:
                 field = _field(row, in_answer=column >= scored.start)
                 raise RequestError(reason, record=row.request, field=field)
 
-    def _require_room(self, rows: Sequence[Row], tokens: Sequence[RowTokens]) -> None:
-        limit = context_length(self.model)
-        longest = max(range(len(rows)), key=lambda place: tokens[place].length)
-        length, row = tokens[longest].length, rows[longest]
-        if limit is None or length <= limit:
-            return
-        raise RequestError(
-            f"{row.prompt[:40]!r}… needs {length} tokens with its answer, and the model takes "
-            f"{limit}; shorten it",
-            record=row.request,
-            field=_field(row),
-        )
+    def _require_room(
+        self, rows: Sequence[Row], tokens: Sequence[RowTokens], routed: RoutedRows | None
+    ) -> None:
+        for place in sorted(range(len(rows)), key=lambda place: -tokens[place].length):
+            limit = context_length(self._answering(routed, place).model)
+            length, row = tokens[place].length, rows[place]
+            if limit is not None and length > limit:
+                raise RequestError(
+                    f"{row.prompt[:40]!r}… needs {length} tokens with its answer, and the model "
+                    f"takes {limit}; shorten it",
+                    record=row.request,
+                    field=_field(row),
+                )
 
 
 def compare(pre: Mapping[str, Any], post: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Routing(Protocol):
-    """Where prompts go, and what acts on them there."""
+    """Where prompts go, and what acts on them there.
+
+    Attributes:
+        model: Answers routed prompts; it may be the model that is evaluated.
+        tokenizer: Its tokenizer, in whose tokens contexts are.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
     def contexts(self, prompts: Sequence[str], owners: Sequence[int]) -> list[Sequence[int] | None]:
         """The tokens that go before each prompt; None: it goes to the model as it is.

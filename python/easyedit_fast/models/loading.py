@@ -24,12 +24,17 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 _CAUSE_LENGTH = 300  # characters of an error of another package that are quoted
+_SAVE_AS_SAFETENSORS = (
+    "its weights are not there as safetensors; save them so with model.save_pretrained"
+)
 # Advice of other packages that does not hold here, or that runs whatever a file holds: what the
 # user is told in its place.
 _OTHERS_ADVICE = {
     "weights_only": "a file of weights is damaged, or holds more than tensors; get the model again",
     "ignore_mismatched_sizes": "weights have other shapes than config.json says; get the model "
     "again, both from one place",
+    "named model.safetensors found": _SAVE_AS_SAFETENSORS,
+    "use_safetensors": _SAVE_AS_SAFETENSORS,
     "trust_remote_code": "it needs code that comes with it, which is never run here; load it "
     "yourself and pass Editor(model, tokenizer)",
 }
@@ -42,6 +47,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    safetensors_only: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model, in evaluation mode, and its tokenizer.
 
@@ -51,6 +57,7 @@ def load_model(
             first CUDA device where there is one, else the CPU.
         dtype: Of the weights, as a `torch.dtype` or its name. The default is the checkpoint's.
         revision: Of a model on the hub.
+        safetensors_only: Refuses weights that are saved in another form.
 
     Returns:
         The model and the tokenizer. Where the tokenizer has no pad token, its end-of-text token
@@ -71,7 +78,8 @@ def load_model(
         hub["revision"] = revision
     with quiet_transformers():
         _check_config(source, hub)
-        model = _load_weights(source, wanted, place, hub)
+        weights = {**hub, "use_safetensors": True} if safetensors_only else hub
+        model = _load_weights(source, wanted, place, weights)
         tokenizer = _load_tokenizer(source, hub)
     _settle_pad(model, tokenizer)
     check_tokenizer(model, tokenizer, source=source)

@@ -127,15 +127,74 @@ def answer_logits(
     return logits
 
 
+def routed_logits(
+    adapter: CounterfactualAdapter,
+    base: BaseAnswers,
+    rows: Sequence[Answered],
+    routed: Sequence[bool],
+    places: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
+    """What predicts the rows' answers, each by the counterfactual or the unedited model.
+
+    Args:
+        adapter: The adapter, with the counterfactual model.
+        base: Of the unedited model.
+        rows: The rows, those that are routed with their context.
+        routed: Which rows the counterfactual model answers.
+        places: Rows of `base` that are asked for too; no gradient flows there.
+
+    Returns:
+        Logits ``[reads, vocabulary]``, row after row, and ``[m, vocabulary]`` of those rows.
+    """
+    if base.model is adapter.model:  # one pass for all
+        others = base.at(places) if places else None
+        logits = answer_logits(adapter, rows, routed, others)
+        reads = len(logits) - (0 if others is None else len(others))
+        return logits[:reads], logits[reads:]
+    known = base.logits(places) if places else None
+    by = {
+        on: [row for row, own in zip(rows, routed, strict=True) if own == on]
+        for on in (True, False)
+    }
+    found = {
+        True: answer_logits(adapter, by[True], [True] * len(by[True])) if by[True] else None,
+        False: plain_logits(base.model, by[False]) if by[False] else None,
+    }
+    present = [one for one in (known, *found.values()) if one is not None]
+    width, device = min(one.shape[-1] for one in present), adapter.model.device
+    # What one of them has beyond only rounds its width up, and is of no token.
+    parts = {
+        on: iter(one[:, :width].to(device).split([row.reads for row in by[on]]))
+        for on, one in found.items()
+        if one is not None
+    }
+    logits = torch.cat([next(parts[on]) for on in routed])
+    return logits, logits[:0] if known is None else known[:, :width].to(device)
+
+
+@torch.no_grad()
+def plain_logits(model: PreTrainedModel, rows: Sequence[Answered]) -> Tensor:
+    """What predicts the rows' answers in a model as it is: ``[reads, vocabulary]``."""
+    ids, mask, read = _padded(rows)
+    device = model.device
+    with frozen(model), head_only_at(model, read):
+        output = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+    logits: Tensor = output.logits[0]
+    return logits
+
+
 class BaseAnswers:
     """What the unedited model makes of prompts: what enters its head at their answers.
 
     A row is run once, alone: so it does not matter when.
+
+    Attributes:
+        model: The model.
     """
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[Answered]) -> None:
         """Takes the model, and the rows of which some will be asked for."""
-        self._model, self._rows = model, rows
+        self.model, self._rows = model, rows
         self._known: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -146,13 +205,26 @@ class BaseAnswers:
         for place in places:
             if place not in self._known:
                 self._known[place] = self._run(self._rows[place])
-        return torch.cat([self._known[place] for place in places]).to(self._model.device)
+        return torch.cat([self._known[place] for place in places]).to(self.model.device)
+
+    @torch.no_grad()
+    def logits(self, places: Sequence[int]) -> Tensor:
+        """``[reads, vocabulary]`` of the rows at some places.
+
+        A pass of one token takes the states through the head, and through what a family has after
+        it.
+        """
+        states, token = self.at(places), torch.zeros(1, 1, dtype=torch.long)
+        with frozen(self.model), head_only_at(self.model, token.bool(), states):
+            output = self.model(input_ids=token.to(self.model.device), use_cache=False)
+        logits: Tensor = output.logits[0]
+        return logits
 
     def _run(self, row: Answered) -> Tensor:
         ids, mask, read = _padded([row])
-        device = self._model.device
-        with frozen(self._model), head_only_at(self._model, read) as states:
-            self._model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        device = self.model.device
+        with frozen(self.model), head_only_at(self.model, read) as states:
+            self.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
         return states[0].cpu()
 
 

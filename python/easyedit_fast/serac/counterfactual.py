@@ -1,4 +1,4 @@
-"""The counterfactual model: the base model with a LoRA adapter, which answers from an edit.
+"""The counterfactual model: a model with a LoRA adapter, which answers from an edit.
 
 It reads the edit and then the query: "{prompt} {target_new}", a new line, and the query's own
 tokens. The adapter is PEFT's, and it acts on those rows of a batch alone that are routed to an
@@ -41,7 +41,9 @@ class CounterfactualAdapter:
     """A LoRA adapter inside a model, which is off unless it is switched on.
 
     Attributes:
-        model: The base model; its linear layers are wrapped in place, its weights untouched.
+        model: The base model, or a small one; its linear layers are wrapped in place, its weights
+            untouched.
+        tokenizer: Of the contexts.
         lock: Held while the adapter is switched on or off for a pass: the switch is in the layers.
     """
 
@@ -58,9 +60,9 @@ class CounterfactualAdapter:
         """Puts a new adapter in, which changes nothing yet.
 
         Args:
-            model: The base model.
+            model: The model.
             tokenizer: Its (fast) tokenizer.
-            rank: Of the adapter; 0: none, the base model itself answers from the edit.
+            rank: Of the adapter; 0: none, the model itself answers from the edit.
             alpha: The adapter's output is scaled by ``alpha / rank``.
             modules: Ends of the names of the wrapped layers, e.g. ``q_proj``.
             seed: Of the adapter's first values.
@@ -71,7 +73,7 @@ class CounterfactualAdapter:
             HparamsError: The model has no such layers.
         """
         self.model = model
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.lock = threading.RLock()
         self._layers: list[Any] = []
         self._is_on = self._is_removed = False
@@ -84,7 +86,7 @@ class CounterfactualAdapter:
 
     def context(self, request: EditRequest) -> list[int]:
         """The tokens that go before a query, without special ones."""
-        return edit_context(self._tokenizer, request)
+        return edit_context(self.tokenizer, request)
 
     def remove(self) -> None:
         """Takes the adapter out; the model is as before, and this object of no more use."""

@@ -52,11 +52,12 @@ class SERACHparams(Hparams):
         bound_embeds: Embeddings go through tanh.
         dist_heads: Parts of an embedding; two are as near as the nearest of their parts.
         soft_weighting: Answers are mixed by similarity in ``forward``, not switched.
-        freeze_cntr: The base model itself answers from the edit, untrained.
-        cntr_rank: Rank of the adapter (LoRA) on the base model.
+        freeze_cntr: The counterfactual model has no adapter, and answers from the edit untrained.
+        cntr_rank: Rank of the adapter (LoRA) on the base model, or on that of `small_name`.
         cntr_alpha: Its output is scaled by ``cntr_alpha / cntr_rank``.
         cntr_modules: Ends of the names of the linear layers it is on; None: those of attention.
-        small_name: Kept for EasyEdit's files: another counterfactual model, which is not loaded.
+        small_name: Another causal language model that answers from the edits, with the adapter on
+            it: a folder, a name on the hub or ``demo``; None: the base model.
         supervised: Kept for them too; the scope always learns from whose prompt is whose.
         cross_attend: Kept for them too; only ``false``.
         seed: Of all that is drawn.
@@ -82,7 +83,7 @@ class SERACHparams(Hparams):
     cntr_rank: PositiveInt = 16
     cntr_alpha: PositiveFloat = 32.0
     cntr_modules: list[str] | None = None
-    small_name: str | None = None
+    small_name: PathText | None = None
     supervised: bool = True
     cross_attend: Literal[False] = False
     seed: Annotated[int, pydantic.Field(ge=0, lt=1 << 63)] = 0
@@ -92,12 +93,6 @@ class SERACHparams(Hparams):
 
     @pydantic.model_validator(mode="after")
     def _warn_of_others(self) -> SERACHparams:
-        if self.small_name is not None:
-            warnings.warn(
-                f"small_name ({self.small_name}) is not loaded: an adapter on the base model "
-                "answers from the edits",
-                stacklevel=2,
-            )
         if not self.supervised:
             warnings.warn(
                 "supervised: false changes nothing: the scope learns from whose prompt is whose",

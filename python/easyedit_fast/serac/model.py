@@ -14,6 +14,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from easyedit_fast.errors import EditStateError, ModelError
 from easyedit_fast.models.limits import context_length
+from easyedit_fast.serac.arguments import (
+    CACHE,
+    CACHE_NAMES,
+    OF_THE_ROWS,
+    cache_of,
+    fixed_cache,
+    refuse_unsupported,
+    setting,
+)
 from easyedit_fast.serac.chat import QueryReader
 from easyedit_fast.serac.contexts import Context, Contexts, likely_mask, prompts_of
 
@@ -23,27 +32,8 @@ if TYPE_CHECKING:
     from easyedit_fast.serac.counterfactual import CounterfactualAdapter
     from easyedit_fast.serac.routing import Route
 
-_CACHE_NAMES = ("cache", "past_key_values")  # of releases of transformers, new and old
-_CACHE = _CACHE_NAMES[not hasattr(CausalLMOutputWithPast, "cache")]
-_MARK = "_serac_contexts"
-# Of the user's rows, or of what the model makes up itself; a pass with contexts has its own.
-_OF_THE_ROWS = ("input_ids", "attention_mask", "position_ids", "cache_position", "token_type_ids")
-_REFUSED = {
-    "assistant_model": "another model's drafts",
-    "prompt_lookup_num_tokens": "drafts from the prompt",
-    "assistant_early_exit": "drafts of early layers",
-    "use_mtp": "drafts",
-    "dola_layers": "DoLa",
-    "penalty_alpha": "contrastive search",
-    "guidance_scale": "guidance by a second pass",
-    "custom_generate": "another generation loop",
-    "prefill_chunk_size": "a prompt in chunks",
-    "token_healing": "healing of the prompt's end",
-    "cache_implementation": "a cache of fixed size",
-    "past_key_values": "a cache of earlier tokens",
-    "cache": "a cache of earlier tokens",
-}
-_GROWING_CACHES = ("dynamic", "offloaded", "quantized")
+CONTEXTS = "_serac_contexts"
+"""The attribute by which a cache knows the contexts of its rows."""
 
 
 class Routes(Protocol):
@@ -62,9 +52,10 @@ class SeracModel(PreTrainedModel, GenerationMixin):
     of the base model's class, by which transformers tells what a model is good for.
 
     Attributes:
-        base: The base model, which holds the adapter.
+        base: The base model.
         router: Says which edit a prompt belongs to.
-        adapter: Makes the base model the counterfactual one.
+        adapter: Makes a model the counterfactual one: the base model, which then holds it; in the
+            classes of `serac.switched` another model.
         soft: Whether `forward` mixes the two models' answers, unless it is told.
     """
 
@@ -89,10 +80,10 @@ class SeracModel(PreTrainedModel, GenerationMixin):
         """Wraps a model; nothing is copied.
 
         Args:
-            base: The base model, with the adapter put in.
+            base: The base model.
             tokenizer: Its (fast) tokenizer.
             router: Says which edit a prompt belongs to.
-            adapter: The adapter.
+            adapter: The adapter, with its model.
             soft: Whether `forward` mixes the two models' answers, unless it is told.
         """
         super().__init__(base.config)
@@ -103,11 +94,11 @@ class SeracModel(PreTrainedModel, GenerationMixin):
         self.adapter = adapter
         self.soft = soft
         self._reader = QueryReader(tokenizer)
-        # The adapter's switch is in the base model's layers, so a pass of another thread sees it.
+        # The adapter's switch is in its model's layers, so a pass of another thread sees it.
         self._lock = adapter.lock
         if hasattr(base, "hf_device_map"):
             self.hf_device_map = base.hf_device_map
-        self._accepted = frozenset(inspect.signature(type(base).forward).parameters)
+        self._accepted = frozenset(inspect.signature(type(adapter.model).forward).parameters)
 
     @property
     def generation_config(self) -> Any:
@@ -166,7 +157,7 @@ class SeracModel(PreTrainedModel, GenerationMixin):
             if route.edit is not None:
                 tokens = self.adapter.context(route.edit.request)
                 found[place] = Context(tokens, queries[place].place, route.similarity)
-        return Contexts(found, context_length(self.base))
+        return Contexts(found, context_length(self.adapter.model))
 
     def forward(
         self,
@@ -219,13 +210,12 @@ class SeracModel(PreTrainedModel, GenerationMixin):
         if not isinstance(logits_to_keep, int) or logits_to_keep:
             given["logits_to_keep"] = logits_to_keep
         with self._lock:
-            if (cache := _cache_of(given)) is not None:
-                given = {name: one for name, one in given.items() if name not in _CACHE_NAMES}
-                given[_CACHE] = cache
-            contexts = getattr(cache, _MARK, None)
+            if (cache := cache_of(given)) is not None:
+                given = {name: one for name, one in given.items() if name not in CACHE_NAMES}
+                given[CACHE] = cache
+            contexts = getattr(cache, CONTEXTS, None)
             if contexts is not None:
-                with self.adapter.on(contexts.routed):
-                    return self.base(**self._widened(contexts, given))
+                return self._continued(contexts, given)
             if cache is not None and cache.get_seq_length():
                 return self.base(**given)  # the base model's own, routed by its first pass
             if input_ids is None:
@@ -236,6 +226,11 @@ class SeracModel(PreTrainedModel, GenerationMixin):
                 return self.base(**given)
             return self._answered(contexts, given, self.soft if soft is None else soft)
 
+    def _continued(self, contexts: Contexts, given: dict[str, Any]) -> Any:
+        """A further pass over a cache that knows its contexts."""
+        with self.adapter.on(contexts.routed):
+            return self.base(**self._widened(contexts, given))
+
     def _answered(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> Any:
         """A first pass in which some rows have a context."""
         if given.get("output_hidden_states") or given.get("output_attentions"):
@@ -245,26 +240,30 @@ class SeracModel(PreTrainedModel, GenerationMixin):
             )
         labels, return_dict = given.pop("labels", None), given.pop("return_dict", True)
         cache = None
-        if not given.get("use_cache") and _cache_of(given) is None:
+        if not given.get("use_cache") and cache_of(given) is None:
             logits = self._apart(contexts, given, soft)
         elif soft:
             raise ModelError("mixed answers have no cache; pass soft=False or use_cache=False")
         else:
-            if _CACHE == "past_key_values":  # some models of old releases would return tuples
-                given.setdefault(_CACHE, DynamicCache())
-            arguments = self._widened(contexts, given, cut=True)
-            with self.adapter.on(contexts.routed):
-                output = self.base(**arguments)
-            logits = contexts.logits(output.logits, given.get("logits_to_keep", 0))
-            cache = getattr(output, _CACHE)
-            setattr(cache, _MARK, contexts)
+            logits, cache = self._cached(contexts, given)
         loss = None
         if labels is not None:
             size = self.config.get_text_config().vocab_size
             extra = {name: given[name] for name in ("num_items_in_batch",) if name in given}
             loss = self.base.loss_function(logits=logits, labels=labels, vocab_size=size, **extra)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{_CACHE: cache})
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
         return output if return_dict else output.to_tuple()
+
+    def _cached(self, contexts: Contexts, given: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The user's logits and a cache: all rows run in one pass."""
+        if CACHE == "past_key_values":  # some models of old releases would return tuples
+            given = {CACHE: DynamicCache(), **given}
+        arguments = self._widened(contexts, given, cut=True)
+        with self.adapter.on(contexts.routed):
+            output = self.base(**arguments)
+        cache = getattr(output, CACHE)
+        setattr(cache, CONTEXTS, contexts)
+        return contexts.logits(output.logits, given.get("logits_to_keep", 0)), cache
 
     def _apart(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> Tensor:
         """The user's logits: rows with a context have a pass of their own."""
@@ -272,10 +271,8 @@ class SeracModel(PreTrainedModel, GenerationMixin):
         rows = [row for row, routed in enumerate(contexts.routed) if routed]
         own = contexts.of(rows)
         places = torch.tensor(rows, device=given["input_ids"].device)
-        picked = {name: given[name][places] for name in _OF_THE_ROWS[:2] if name in given}
-        arguments = self._widened(own, {**given, **picked}, cut=True)
-        with self.adapter.on():
-            edited = own.logits(self.base(**arguments).logits, given.get("logits_to_keep", 0))
+        picked = {name: given[name][places] for name in OF_THE_ROWS[:2] if name in given}
+        edited = self._edited(own, {**given, **picked})
         if len(rows) == len(contexts.rows) and not soft:
             return edited
         base: Tensor = self.base(**given).logits
@@ -284,24 +281,31 @@ class SeracModel(PreTrainedModel, GenerationMixin):
             edited = own.mixed(base[places], edited)
         return base.index_copy(0, places, edited.to(base.device))
 
+    def _edited(self, contexts: Contexts, given: dict[str, Any]) -> Tensor:
+        """The counterfactual model's logits at the user's tokens of rows that all have contexts."""
+        arguments = self._widened(contexts, given, cut=True)
+        with self.adapter.on():
+            output = self.adapter.model(**arguments)
+        return contexts.logits(output.logits, given.get("logits_to_keep", 0))
+
     def _widened(
         self, contexts: Contexts, given: dict[str, Any], *, cut: bool = False
     ) -> dict[str, Any]:
-        """The base model's arguments for a pass with contexts, which a cache is marked with.
+        """The counterfactual model's arguments for a pass with contexts, which mark a cache.
 
         Args:
             contexts: The contexts.
             given: The arguments without them.
             cut: Whether `Contexts.logits` cuts the user's logits out of the result.
         """
-        cache, ids, mask = _cache_of(given), given["input_ids"], given.get("attention_mask")
-        if cache is not None and getattr(cache, _MARK, None) is contexts:
+        cache, ids, mask = cache_of(given), given["input_ids"], given.get("attention_mask")
+        if cache is not None and getattr(cache, CONTEXTS, None) is contexts:
             wide = contexts.next(ids, mask, cache.get_seq_length())
         else:
             wide = contexts.first(ids, mask)
             if cache is not None:
-                setattr(cache, _MARK, contexts)
-        kept = {name: value for name, value in given.items() if name not in _OF_THE_ROWS}
+                setattr(cache, CONTEXTS, contexts)
+        kept = {name: value for name, value in given.items() if name not in OF_THE_ROWS}
         if cut and "logits_to_keep" in self._accepted:
             kept["logits_to_keep"] = contexts.last(given.get("logits_to_keep", 0))
         return {**kept, **{name: wide[name] for name in wide if name in self._accepted}}
@@ -329,7 +333,7 @@ class SeracModel(PreTrainedModel, GenerationMixin):
         Raises:
             ModelError: A row is too long with its edit, or a way to generate is not supported.
         """
-        _refuse_unsupported(kwargs, generation_config, self.generation_config)
+        refuse_unsupported(kwargs, generation_config, self.generation_config)
         ids = kwargs.get("input_ids") if inputs is None else inputs
         with self._lock:
             if ids is None:
@@ -337,23 +341,33 @@ class SeracModel(PreTrainedModel, GenerationMixin):
             if (mask := kwargs.get("attention_mask")) is None:
                 configs = [generation_config, self.generation_config]
                 names = ("pad_token_id", "eos_token_id")
-                mask = likely_mask(ids, *(_setting(name, kwargs, configs) for name in names))
+                mask = likely_mask(ids, *(setting(name, kwargs, configs) for name in names))
             contexts = self._contexts(prompts_of(ids, mask))
             padded_right = bool((mask[:, 1:] < mask[:, :-1]).any())
             if not any(contexts.routed) and not padded_right:
                 return self.base.generate(inputs, generation_config, **kwargs)
             # Pads go to the left: a stable order by the mask keeps the rest.
             order = mask.argsort(dim=1, stable=True)
-            own = {name: value for name, value in kwargs.items() if name not in _OF_THE_ROWS}
+            own = {name: value for name, value in kwargs.items() if name not in OF_THE_ROWS}
             own["attention_mask"] = mask.gather(1, order)
-            if _fixed_cache(self.generation_config):
+            if fixed_cache(self.generation_config):
                 own.setdefault("cache_implementation", None)  # its size leaves contexts out
-            with self.adapter.on(contexts.routed), self._widening(contexts):
-                result = self.base.generate(ids.gather(1, order), generation_config, **own)
+            result = self._generated(contexts, ids.gather(1, order), generation_config, own)
             sequences = result if isinstance(result, Tensor) else result.sequences
             times = len(sequences) // len(ids)
             sequences[:, : ids.shape[1]] = ids.repeat_interleave(times, 0).to(sequences.device)
             return result
+
+    def _generated(
+        self,
+        contexts: Contexts,
+        ids: Tensor,
+        config: GenerationConfig | None,
+        given: dict[str, Any],
+    ) -> Any:
+        """What ``generate`` gives for prompts ``[rows, columns]`` that are padded on the left."""
+        with self.adapter.on(contexts.routed), self._widening(contexts):
+            return self.base.generate(ids, config, **given)
 
     @contextlib.contextmanager
     def _widening(self, contexts: Contexts) -> Iterator[None]:
@@ -367,34 +381,3 @@ class SeracModel(PreTrainedModel, GenerationMixin):
             yield
         finally:
             handle.remove()
-
-
-def _cache_of(given: dict[str, Any]) -> Any:
-    return next((given[name] for name in _CACHE_NAMES if given.get(name) is not None), None)
-
-
-def _setting(name: str, kwargs: dict[str, Any], configs: Sequence[GenerationConfig | None]) -> Any:
-    """What holds in ``generate``: an argument, or else what the first config says."""
-    values = (getattr(config, name, None) for config in configs)
-    return kwargs.get(name, next((value for value in values if value is not None), None))
-
-
-def _fixed_cache(config: GenerationConfig) -> str | None:
-    """The cache of fixed size that the settings name, if they do."""
-    name: str | None = getattr(config, "cache_implementation", None)
-    return None if name in _GROWING_CACHES else name
-
-
-def _refuse_unsupported(
-    kwargs: dict[str, Any], given: GenerationConfig | None, own: GenerationConfig
-) -> None:
-    if kwargs.get("inputs_embeds") is not None:
-        raise ModelError("SERAC routes by the prompt's tokens; pass input_ids, not inputs_embeds")
-    fixed = _fixed_cache(own)  # Gemma's own settings name such a cache; it is replaced
-    for name, what in _REFUSED.items():
-        unused = (None, False, 0, *([1] if name == "guidance_scale" else _GROWING_CACHES), fixed)
-        if _setting(name, kwargs, [given, own]) not in unused:
-            raise ModelError(
-                f"SERAC cannot generate with {what}; leave {name} out, or use model.base, which "
-                "knows no edits"
-            )

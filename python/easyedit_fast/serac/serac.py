@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,7 @@ from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.serac.counterfactual import (
-    CounterfactualAdapter,
-    attention_modules,
-    refuse_adapters,
-)
+from easyedit_fast.serac.counterfactual import CounterfactualAdapter, refuse_adapters
 from easyedit_fast.serac.edit import MemoryEdit
 from easyedit_fast.serac.editor_files import load_parts, read_editor, shipped_editor
 from easyedit_fast.serac.hparams import SERACHparams
@@ -25,7 +22,10 @@ from easyedit_fast.serac.memory import EditMemory, Precision
 from easyedit_fast.serac.model import SeracModel
 from easyedit_fast.serac.routing import Router
 from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.small import Counterfactual, counterfactual_of
 from easyedit_fast.serac.store import EditStore, SqliteStore
+from easyedit_fast.serac.switched import SwitchedModel
+from easyedit_fast.serac.whole_answers import WholeAnswersModel
 from easyedit_fast.training.editors import EditorFile, resolve_editor, warn_of_another_model
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Serac:
         model: The model that holds the edits.
         memory: The edits.
         fingerprint: Of the base model.
+        counterfactual: The model that answers from edits, and whether its vocabulary is the base
+            model's.
     """
 
     name = "serac"
@@ -61,7 +63,7 @@ class Serac:
         memory: MemoryLike = None,
         precision: Precision = "float32",
     ) -> None:
-        """Reads the trained parts, and puts the adapter into the model, switched off.
+        """Reads the trained parts, and puts the adapter into its model, switched off.
 
         Args:
             model: The base model.
@@ -80,7 +82,8 @@ class Serac:
             MissingPackageError: A package is missing.
             DataFileError: A file is damaged, or another kind of file.
             EditStateError: The memory's edits were embedded by another scope.
-            ModelError: The model holds an adapter already, or there is no such encoder.
+            ModelError: The model holds an adapter already, or there is no such encoder or small
+                model.
         """
         refuse_adapters(model)
         self.architecture = architecture or architecture_of(model)
@@ -92,13 +95,11 @@ class Serac:
         self._archive_sha256 = digest(Path(str(self.hparams.archive)))
         scope = Scope(self.hparams).to(model.device)
         self.base = model
-        self._adapter = CounterfactualAdapter(
-            model,
-            tokenizer,
-            rank=0 if self.hparams.freeze_cntr else self.hparams.cntr_rank,
-            alpha=self.hparams.cntr_alpha,
-            modules=self.hparams.cntr_modules or attention_modules(model, self.architecture),
+        self.counterfactual = counterfactual_of(
+            self.hparams.small_name, model, tokenizer, self.architecture
         )
+        _warn_of_small_models(self.counterfactual, self.hparams, editor, self.fingerprint)
+        self._adapter = self.counterfactual.adapter(self.hparams)
         try:
             load_parts(editor.tensors, scope, self._adapter)
             self.memory = EditMemory(_store(memory), scope, precision=precision)
@@ -106,23 +107,27 @@ class Serac:
             self._adapter.remove()
             raise
         self._router = Router(scope, self.memory)
-        self.model = SeracModel(
+        self.model = _kind_of_model(self.counterfactual)(
             model, tokenizer, self._router, self._adapter, soft=self.hparams.soft_weighting
         )
 
     def close(self) -> None:
-        """Takes the adapter out of the base model, and closes the memory's file."""
+        """Takes the adapter out of its model, and closes the memory's file."""
         self._adapter.remove()
         self.memory.close()
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on beside the requests, as plain JSON values."""
-        return {
+        settings = {
             "hyperparameters": self.hparams.source,
             "archive": self.hparams.archive,
             "archive_sha256": self._archive_sha256,
             "memory": len(self.memory),
         }
+        if self.counterfactual.fingerprint is not None:
+            settings["small_model"] = self.counterfactual.fingerprint
+            settings["counterfactual"] = self.counterfactual.told
+        return settings
 
     def used_hparams(self) -> dict[str, Any]:
         """The hyperparameters, as plain JSON values."""
@@ -157,7 +162,12 @@ class Serac:
 
 
 class SeracRouting:
-    """How an evaluation's prompts are routed; see `evaluation.routing.Routing`."""
+    """How an evaluation's prompts are routed; see `evaluation.routing.Routing`.
+
+    Attributes:
+        model: Answers routed prompts.
+        tokenizer: Its tokenizer.
+    """
 
     def __init__(
         self,
@@ -167,6 +177,7 @@ class SeracRouting:
     ) -> None:
         """Takes what `Serac.routing` is told."""
         self._router, self._adapter, self._alone = router, adapter, alone
+        self.model, self.tokenizer = adapter.model, adapter.tokenizer
 
     def contexts(self, prompts: Sequence[str], owners: Sequence[int]) -> list[Sequence[int] | None]:
         """The tokens that go before each prompt; None: it goes to the base model."""
@@ -203,6 +214,38 @@ def resolve_serac_hparams(
         lambda _, editor, __: editor.hparams,
         "a trained scope and adapter",
     )
+
+
+def _kind_of_model(counterfactual: Counterfactual) -> type[SeracModel]:
+    if counterfactual.fingerprint is None:
+        return SeracModel
+    return SwitchedModel if counterfactual.same_vocabulary else WholeAnswersModel
+
+
+def _warn_of_small_models(
+    counterfactual: Counterfactual, hparams: SERACHparams, editor: EditorFile, fingerprint: str
+) -> None:
+    """Tells of another vocabulary, and of an adapter that was trained on another model.
+
+    Args:
+        counterfactual: The counterfactual model.
+        hparams: The hyperparameters.
+        editor: What was trained.
+        fingerprint: Of the base model.
+    """
+    if not counterfactual.same_vocabulary:
+        warnings.warn(
+            f"small_name ({hparams.small_name}) has {counterfactual.told}; forward refuses prompts "
+            "in the scope of an edit",
+            stacklevel=4,
+        )
+    if counterfactual.is_strange_to(editor.card, fingerprint):
+        warnings.warn(
+            f"the adapter of {hparams.archive} was trained on another counterfactual model "
+            f"(small_name: {editor.hparams.get('small_name') or 'null'}); its edits may do "
+            "anything here",
+            stacklevel=4,
+        )
 
 
 def _store(memory: MemoryLike) -> EditStore:

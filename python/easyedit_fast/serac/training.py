@@ -20,18 +20,15 @@ from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import rank_and_ranks
-from easyedit_fast.serac.answers import Answered, answer_logits
-from easyedit_fast.serac.counterfactual import (
-    CounterfactualAdapter,
-    attention_modules,
-    refuse_adapters,
-)
+from easyedit_fast.serac.answers import Answered, routed_logits
+from easyedit_fast.serac.counterfactual import refuse_adapters
 from easyedit_fast.serac.editor_files import load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.questions import as_questions
 from easyedit_fast.serac.scope import Scope
 from easyedit_fast.serac.shares import AdapterShare, ScopeShare
+from easyedit_fast.serac.small import counterfactual_of
 from easyedit_fast.serac.training_data import SeracData, unfair_pairs
 from easyedit_fast.serac.validation import VALUES, validate
 from easyedit_fast.training.batches import draws
@@ -92,7 +89,8 @@ class SeracTrainee:
     Attributes:
         hparams: The hyperparameters.
         scope: The scope.
-        adapter: The adapter of the counterfactual model.
+        counterfactual: The counterfactual model.
+        adapter: Its adapter.
         records: Records to learn from.
         validation_values: Names of what a validation gives.
     """
@@ -111,7 +109,10 @@ class SeracTrainee:
         cache_folder: Path | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """Loads the scope's encoder, and puts the adapter into the model.
+        """Loads the scope's encoder and any small model, and puts the adapter in.
+
+        Where a small model has another vocabulary, its own unedited answers are what locality
+        prompts are held to, in training and in validations, and all tokens are its own.
 
         Args:
             model: The model; its weights stay as they are.
@@ -125,7 +126,7 @@ class SeracTrainee:
 
         Raises:
             RequestError: A record has no locality prompt, or does not fit the model.
-            ModelError: The model cannot be trained on, or there is no such encoder.
+            ModelError: The model cannot be trained on, or there is no such encoder or small model.
             HparamsError: A module is none.
             MissingPackageError: A package is missing.
         """
@@ -134,9 +135,11 @@ class SeracTrainee:
         known = architecture or architecture_of(model)
         self.hparams = hparams
         self._fingerprint = model_fingerprint(model, known)
-        self.data = SeracData(model, tokenizer, requests)
+        small = self.counterfactual = counterfactual_of(hparams.small_name, model, tokenizer, known)
+        unedited = model if small.same_vocabulary else small.model
+        self.data = SeracData(small.model, small.tokenizer, requests, unedited)
         try:
-            self._validation = SeracData(model, tokenizer, validation)
+            self._validation = SeracData(small.model, small.tokenizer, validation, unedited)
         except RecordError as error:
             raise error.at(error.record or 0, among=VALIDATION) from error
         archive = None if hparams.archive is None else read_editor(Path(hparams.archive))
@@ -149,17 +152,13 @@ class SeracTrainee:
             for place in range(len(self._validation))
         ]
         self.scope = Scope(hparams).to(model.device)
-        self.adapter = CounterfactualAdapter(
-            model,
-            tokenizer,
-            rank=0 if hparams.freeze_cntr else hparams.cntr_rank,
-            alpha=hparams.cntr_alpha,
-            modules=hparams.cntr_modules or attention_modules(model, known),
-            seed=hparams.seed,
-        )
+        self.adapter = small.adapter(hparams)
         if archive is not None:
             try:
-                self.load_state_dict(archive.tensors)
+                parts = small.own_parts(
+                    archive, str(hparams.archive), self.state_dict(), self._fingerprint
+                )
+                self.load_state_dict(parts)
             except BaseException:
                 self.adapter.remove()
                 raise
@@ -172,11 +171,15 @@ class SeracTrainee:
         hparams = self.hparams.to_dict()
         for name in ("results_dir", "device", "model_name", "model_parallel"):
             hparams.pop(name)
-        archive = self.hparams.archive
+        archive, small = self.hparams.archive, self.counterfactual.fingerprint
+        models = {"model": self._fingerprint}
+        if small is not None:
+            hparams.pop("small_name")  # as model_name: a folder may be moved
+            models["small_model"] = small
         return {
             "method": "serac",
             "hparams": hparams,
-            "model": self._fingerprint,
+            **models,
             "data": [self.data.digest(), self._validation.digest()],
             "archive_sha256": None if archive is None else digest(Path(archive)),
         }
@@ -211,6 +214,8 @@ class SeracTrainee:
             "model_fingerprint": self._fingerprint,
             "training": self.hparams.to_dict(),
         }
+        if self.counterfactual.fingerprint is not None:
+            about["small_fingerprint"] = self.counterfactual.fingerprint
         write_editor(path, EditorFile(self.state_dict(), self.hparams.for_edits(), about))
 
     def prepare(self, iteration: int, places: list[int]) -> _Batch:
@@ -355,14 +360,14 @@ class SeracTrainee:
     def _adapter_losses(self, share: AdapterShare) -> tuple[Tensor, Tensor, Tensor]:
         """Of the targets after their edit, of KL(base ‖ adapter) elsewhere; and the part right."""
         rows = [*share.targets, *share.outside]
-        base = self.data.base.at(share.probes)
         with frozen(self.adapter.model):  # the adapter learns while it is on
-            logits = answer_logits(self.adapter, rows, [True] * len(rows), base)
-            reads = len(logits) - len(base)
+            logits, base = routed_logits(
+                self.adapter, self.data.base, rows, [True] * len(rows), share.probes
+            )
             wanted = torch.tensor(
                 [token for row in share.targets for token in row.answer], device=logits.device
             )
-            nll, kl = nll_and_divergence(logits[:reads], wanted, logits[reads:].detach())
+            nll, kl = nll_and_divergence(logits, wanted, base.detach())
         edit, locality = _means(nll, share.targets), _means(kl, share.outside)
         require_finite(share.places, (edit + locality).isfinite(), _WHAT)
         right = _means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
@@ -373,7 +378,7 @@ class SeracTrainee:
         )
 
     def close(self) -> None:
-        """Takes the adapter out of the model."""
+        """Takes the adapter out of its model."""
         self.adapter.remove()
 
     def validate(self) -> dict[str, float]:

@@ -36,8 +36,15 @@ class SeracData:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         requests: Sequence[EditRequest],
+        unedited: PreTrainedModel | None = None,
     ) -> None:
         """Tokenises the prompts.
+
+        Args:
+            model: The model that answers from edits, before it has its adapter.
+            tokenizer: Its (fast) tokenizer.
+            requests: The records.
+            unedited: Answers prompts in no edit's scope, in the same tokens; None: `model`.
 
         Raises:
             RequestError: A record has no locality prompt, or does not fit the model.
@@ -54,7 +61,7 @@ class SeracData:
         numbers = iter(range(len(probes)))
         self.localities = [[next(numbers) for _ in own[2]] for own in texts]
         self.probes = probes
-        self.base = BaseAnswers(model, probes)
+        self.base = BaseAnswers(unedited or model, probes)
         self._tokenizer = tokenizer
 
     def __len__(self) -> int:

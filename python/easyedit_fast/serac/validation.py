@@ -14,7 +14,7 @@ from torch.nn import functional
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import first_tells, rank_and_ranks, sum_over_ranks
-from easyedit_fast.serac.answers import Answered, answer_logits
+from easyedit_fast.serac.answers import Answered, routed_logits
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.scope import Scope
@@ -131,15 +131,14 @@ def _sums_over(
         ("edit", [data.rewrites[place] for place in places], routed.rewrite),
         ("rephrase", [data.rephrases[place][0] for place in places], routed.rephrase),
     ):
-        logits = _logits(adapter, data, rows, [routes[place] for place in places])
+        logits, _ = _logits(adapter, data, rows, [routes[place] for place in places])
         wanted = torch.tensor([token for row in rows for token in row.answer])
         sums |= answer_sums(name, logits, wanted)
     probes = [data.localities[place][0] for place in places]
     rows = [data.probes[probe] for probe in probes]
     own = [routed.locality[place] for place in places]
-    logits = _logits(adapter, data, rows, own, data.base.at(probes))
-    reads = sum(row.reads for row in rows)
-    return sums | _locality_sums(rows, logits[reads:], logits[:reads])
+    after, before = _logits(adapter, data, rows, own, probes)
+    return sums | _locality_sums(rows, before, after)
 
 
 def _logits(
@@ -147,15 +146,15 @@ def _logits(
     data: SeracData,
     rows: Sequence[Answered],
     routes: Sequence[int],
-    others: Tensor | None = None,
-) -> Tensor:
-    """What predicts the rows' answers, each answered by its edit or the base model.
+    probes: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
+    """What predicts the rows' answers, each answered by its edit or the unedited model.
 
-    The logits of `others`, as `answer_logits` takes them, come last.
+    The logits of the data's probes come last; see `routed_logits`.
     """
     pairs = zip(rows, routes, strict=True)
     placed = [row if edit < 0 else data.with_edit(row, edit) for row, edit in pairs]
-    return answer_logits(adapter, placed, [edit >= 0 for edit in routes], others)
+    return routed_logits(adapter, data.base, placed, [edit >= 0 for edit in routes], probes)
 
 
 def _locality_sums(rows: Sequence[Answered], before: Tensor, after: Tensor) -> dict[str, float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,11 @@ class Engine:
         model.router = memory
         self._model, self._tokenizer, self._memory = model, tokenizer, memory
         self._limits = limits
-        self._longest = context_length(model.base)
+        # Of rows without an edit, and of those that an edit answers.
+        limits_of = (context_length(one) for one in (model.base, model.adapter.model))
+        self._longest, self._longest_edited = (
+            math.inf if one is None else one for one in limits_of
+        )
         self._ends = _ends(model.generation_config, tokenizer)
         self._waiting: collections.deque[Row] = collections.deque()
         self._running: list[Row] = []
@@ -122,23 +127,28 @@ class Engine:
             edit = route.edit
             context = [] if edit is None else self._model.adapter.context(edit.request)
             sizes[id(row)] = len(row.tokens) + len(context)
-        if self._longest is None:
-            return [list(rows)]
         batches: list[list[Row]] = []
         for row in rows:
-            row.room = min(row.room, self._longest - sizes[id(row)])
-            if row.room < 1:
-                row.fail(_too_long(sizes[id(row)], self._longest))
+            size = sizes[id(row)]
+            limit = self._longest if row.route.edit is None else self._longest_edited
+            if size >= limit:
+                row.fail(_too_long(size, int(limit)))
                 continue
+            row.room = int(min(row.room, limit - size))
             for batch in batches:
-                own = [*batch, row]
-                width = max(sizes[id(one)] for one in own) + max(one.room for one in own)
-                if width <= self._longest:
+                if self._fits([*batch, row], sizes):
                     batch.append(row)
                     break
             else:
                 batches.append([row])
         return batches
+
+    def _fits(self, rows: Sequence[Row], sizes: Mapping[int, int]) -> bool:
+        """Whether rows can go on together until the last has ended."""
+        room = max(row.room for row in rows)
+        edited = [sizes[id(row)] for row in rows if row.route.edit is not None]
+        longest = max(sizes[id(row)] for row in rows) + room
+        return longest <= self._longest and max(edited, default=0) + room <= self._longest_edited
 
     def _answer(self, rows: list[Row]) -> None:
         """Generates; where memory runs out before the first token, by halves."""
