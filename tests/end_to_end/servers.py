@@ -58,9 +58,11 @@ def serving(
     memory: Path | None,
     limits: Limits | None = None,
     token: str | None = None,
+    **hparams: Any,
 ) -> Iterator[str]:
     """A server in a thread; gives its address. The model is as before afterwards."""
-    editor = Editor(*loaded, method="serac", hparams={"archive": str(archive)}, memory=memory)
+    hparams["archive"] = str(archive)
+    editor = Editor(*loaded, method="serac", hparams=hparams, memory=memory)
     service = Service(editor, "demo", limits, token)
     with listen("127.0.0.1", 0, has_token=token is not None) as listener:
         ready = threading.Event()

@@ -15,6 +15,7 @@ from transformers import StoppingCriteriaList
 
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.architectures import architecture_of
+from easyedit_fast.models.loading import load_model
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.model import SeracModel
 from easyedit_fast.serac.small import counterfactual_of
@@ -406,6 +407,10 @@ def test_the_vocabularies_are_compared_at_load(tmp_path: Path) -> None:
     found = counterfactual_of(wider, base, tokenizer, known)
     assert found.same_vocabulary
     assert found.tokenizer is tokenizer
+    ids = torch.arange(9)[None]
+    with torch.no_grad():  # what is wider is cut off, and the rest is as saved
+        own = load_model(wider, device="cpu")[0](ids).logits
+        torch.testing.assert_close(found.model(ids).logits, own[..., :VOCABULARY])
     assert found.told == "same vocabulary: logits are switched or mixed"
     assert found.model.dtype == base.dtype
     assert not found.model.training

@@ -110,7 +110,8 @@ def counterfactual_of(
     """The model that ``small_name`` names, in the base model's dtype and on its device.
 
     Vocabularies are the same where both tokenizers give the same ids to the same tokens, added ones
-    too. Rows of the logits beyond them, which only round their number up, may differ.
+    too. Rows of the logits beyond them, which only round their number up, may differ: where the
+    small model has more, they are cut off.
 
     Args:
         small_name: A folder, a name on the hub or ``demo``; None: the base model itself.
@@ -132,6 +133,8 @@ def counterfactual_of(
         same = own.get_vocab() == tokenizer.get_vocab()
         if same:
             _require_embeddings(model, base, tokenizer)
+            if embedding_rows(model) > embedding_rows(base):  # of no token
+                model.resize_token_embeddings(embedding_rows(base), mean_resizing=False)
     except EasyEditFastError as error:
         raise ModelError(f"small_name ({small_name}): {error}; {_REMEDY}") from error
     return Counterfactual(model, tokenizer if same else own, known, fingerprint, same)
