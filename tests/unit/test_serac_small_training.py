@@ -119,19 +119,21 @@ def test_kept_answers_have_the_base_models_logits() -> None:
 def test_training_learns_goes_on_and_is_told(
     trainee_of: Callable[..., SeracTrainee], kind: str, tmp_path: Path
 ) -> None:
-    trainee = trainee_of(kind, max_iters=40, val_interval=20, model_save_pt=20, lr=2e-2)
+    keys = {"parts": "counterfactual", "early_stop_key": "loss/edit_val", "cloc": 0.0, "lr": 2e-2}
+    keys |= {"val_interval": 20, "model_save_pt": 20}
+    trainee = trainee_of(kind, max_iters=40, **keys)
     before = trainee.validate()
     result = train(trainee, trainee.hparams, tmp_path / "run", about={})
-    assert result.values["edit/log_prob_val"] > before["edit/log_prob_val"]
+    assert result.values["loss/edit_val"] < before["loss/edit_val"] - 0.1
     assert before["n_tokens/pre_val"] == before["n_tokens/post_val"] > 0
     small, _ = load_model(trainee.hparams.small_name, device="cpu")
     fingerprint = model_fingerprint(small, architecture_of(small))
-    assert trainee.description()["small_model"] == fingerprint
+    assert trainee.description()["small_fingerprint"] == fingerprint
     assert "small_name" not in trainee.description()["hparams"]
     found = read_editor(result.editor)
     assert found.card["small_fingerprint"] == fingerprint
     assert found.hparams["small_name"] == trainee.hparams.small_name
-    again = trainee_of(kind, max_iters=60, val_interval=20, model_save_pt=20, lr=2e-2)
+    again = trainee_of(kind, max_iters=60, **keys)
     assert train(again, again.hparams, tmp_path / "run", about={}).resumed == 40
 
 
@@ -183,7 +185,7 @@ def test_scores_are_those_of_the_models_that_answer(
     result = editor.edit(facts(), isolated=True, fluency=True)
     adapter, serac = editor.model.adapter, editor.method
     own = adapter.tokenizer
-    assert serac.settings()["small_model"] == serac.counterfactual.fingerprint
+    assert serac.settings()["small_fingerprint"] == serac.counterfactual.fingerprint
     assert serac.settings()["counterfactual"].startswith(kind)
     for fact, metrics in zip(facts(), result.metrics, strict=True):
         post = metrics["post"]

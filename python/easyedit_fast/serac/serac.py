@@ -124,9 +124,8 @@ class Serac:
             "archive_sha256": self._archive_sha256,
             "memory": len(self.memory),
         }
-        if self.counterfactual.fingerprint is not None:
-            settings["small_model"] = self.counterfactual.fingerprint
-            settings["counterfactual"] = self.counterfactual.told
+        if small := self.counterfactual.card:
+            settings |= {**small, "counterfactual": self.counterfactual.told}
         return settings
 
     def used_hparams(self) -> dict[str, Any]:

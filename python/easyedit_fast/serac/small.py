@@ -51,6 +51,11 @@ class Counterfactual:
             return "same vocabulary: logits are switched or mixed"
         return "another vocabulary: whole answers are switched"
 
+    @property
+    def card(self) -> dict[str, str]:
+        """What files tell of a small model; nothing of the base model."""
+        return {} if self.fingerprint is None else {"small_fingerprint": self.fingerprint}
+
     def is_strange_to(self, card: Mapping[str, Any], base: str) -> bool:
         """Whether an editor's adapter was trained on another model, as far as small models go.
 
@@ -65,20 +70,19 @@ class Counterfactual:
         return trained_on not in (None, self.fingerprint or base)
 
     def own_parts(
-        self, editor: EditorFile, name: str, fresh: Mapping[str, Tensor], base: str
+        self, editor: EditorFile, fresh: Mapping[str, Tensor], base: str
     ) -> dict[str, Tensor]:
         """What training begins with: an editor's parts; the scope's alone where it is strange.
 
         Args:
             editor: The editor.
-            name: Its file, for the warning.
             fresh: The parts as they are without it.
             base: Fingerprint of the base model.
         """
         if not self.is_strange_to(editor.card, base):
             return editor.tensors
         warnings.warn(
-            f"{name} was trained with another counterfactual model; its scope alone is taken",
+            "the archive was trained with another counterfactual model; its scope alone is taken",
             stacklevel=4,
         )
         scope = {key: one for key, one in editor.tensors.items() if key.startswith("scope.")}

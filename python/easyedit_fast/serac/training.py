@@ -111,8 +111,7 @@ class SeracTrainee:
     ) -> None:
         """Loads the scope's encoder and any small model, and puts the adapter in.
 
-        Where a small model has another vocabulary, its own unedited answers are what locality
-        prompts are held to, in training and in validations, and all tokens are its own.
+        With a small model of another vocabulary, tokens and unedited answers are its own.
 
         Args:
             model: The model; its weights stay as they are.
@@ -155,10 +154,7 @@ class SeracTrainee:
         self.adapter = small.adapter(hparams)
         if archive is not None:
             try:
-                parts = small.own_parts(
-                    archive, str(hparams.archive), self.state_dict(), self._fingerprint
-                )
-                self.load_state_dict(parts)
+                self.load_state_dict(small.own_parts(archive, self.state_dict(), self._fingerprint))
             except BaseException:
                 self.adapter.remove()
                 raise
@@ -171,15 +167,14 @@ class SeracTrainee:
         hparams = self.hparams.to_dict()
         for name in ("results_dir", "device", "model_name", "model_parallel"):
             hparams.pop(name)
-        archive, small = self.hparams.archive, self.counterfactual.fingerprint
-        models = {"model": self._fingerprint}
-        if small is not None:
+        archive, small = self.hparams.archive, self.counterfactual.card
+        if small:
             hparams.pop("small_name")  # as model_name: a folder may be moved
-            models["small_model"] = small
         return {
             "method": "serac",
             "hparams": hparams,
-            **models,
+            "model": self._fingerprint,
+            **small,
             "data": [self.data.digest(), self._validation.digest()],
             "archive_sha256": None if archive is None else digest(Path(archive)),
         }
@@ -212,10 +207,9 @@ class SeracTrainee:
         about = {
             **card,
             "model_fingerprint": self._fingerprint,
+            **self.counterfactual.card,
             "training": self.hparams.to_dict(),
         }
-        if self.counterfactual.fingerprint is not None:
-            about["small_fingerprint"] = self.counterfactual.fingerprint
         write_editor(path, EditorFile(self.state_dict(), self.hparams.for_edits(), about))
 
     def prepare(self, iteration: int, places: list[int]) -> _Batch:
