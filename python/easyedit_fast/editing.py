@@ -131,11 +131,16 @@ class MemoryEditing:
     ) -> tuple[list[Edit], list[dict[str, Any]]]:
         """As `Editing.compute`; there is nothing to compute before a request is added."""
         about = _about(self._method, self.base, self._method.fingerprint)
+
+        def make(places: Sequence[int]) -> Sequence[Edit]:
+            own = [requests[place] for place in places]
+            return self._method.edits(own, about, isolated=isolated)
+
         with timings.phase("requests"):
-            edits = self._method.edits(failures.others(requests), about, isolated=isolated)
+            _, edits = failures.made_of_others(range(len(requests)), make)
         if progress is not None:
             progress(len(requests), len(requests))
-        return list(edits), [{} for _ in requests]
+        return list(edits or []), [{} for _ in requests]
 
     def evaluated(self, alone: Sequence[Edit] | None) -> dict[str, Any]:
         """As `Editing.evaluated`."""

@@ -15,7 +15,7 @@ from easyedit_fast.editing import editing_of
 from easyedit_fast.edits import Edit
 from easyedit_fast.errors import HparamsError, ModelError
 from easyedit_fast.evaluation import Evaluator, add_batch_scores, join
-from easyedit_fast.failures import Failures, OnError
+from easyedit_fast.failures import Failures, OnError, numbered
 from easyedit_fast.hparams import Hparams, find_hparams_file, read_yaml
 from easyedit_fast.methods import Progress, method_factory
 from easyedit_fast.metrics import summarise
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 HparamsLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Hparams | None
 MemoryLike: TypeAlias = "str | os.PathLike[str] | EditStore | None"
 _Scores: TypeAlias = list[dict[str, Any]]
+_Edited: TypeAlias = tuple[list[Edit], list[dict[str, Any]], _Scores, _Scores]
 _Score: TypeAlias = Callable[[Sequence[EditRequest], str, "Sequence[Edit] | None"], _Scores]
 
 
@@ -205,9 +206,9 @@ class Editor:
                 The result does not depend on it.
             on_error: ``raise``: a request that fails ends the call, and nothing is changed.
                 ``skip``: it is left out, and the others finish. It fails where it contradicts an
-                earlier one of its batch, where it does not fit the model, where what is computed
-                of it is not finite, and where it alone takes more memory than there is;
-                ``result.failures`` has the errors.
+                earlier one of its batch, where it does not fit the model (with SERAC's edit before
+                a prompt too), where what is computed of it is not finite, and where it alone takes
+                more memory than there is; ``result.failures`` has the errors.
             evaluate: Score the requests before and after.
             generate: Score greedy generations too, not only teacher-forced tokens.
             fluency: Measure the n-gram entropy of a generated text too; see `Evaluator.score`.
@@ -237,14 +238,14 @@ class Editor:
         score = self._scorer(timings, generate=generate, fluency=fluency) if evaluate else None
         call = _Call(timings, batch_size, score)
         pre = self._score_before(asked, call, failures)
-        if isolated:
-            edits, details = self._compute(asked, True, call, failures, progress)
-            post = call.scores(failures.others(asked), "after", edits)
-            post_batch: _Scores = []
-        else:
-            edits, details, post_batch, post = self._edit_in_batches(
-                batches, call, failures, progress
-            )
+        while True:
+            with failures.catching(range(len(asked))):  # prompts too long with their edits
+                if isolated:
+                    made = self._edit_apart(asked, call, failures, progress)
+                else:
+                    made = self._edit_in_batches(batches, call, failures, progress)
+                break
+        edits, details, post_batch, post = made
         with self._undoing(edits):
             metrics = join(asked, pre, post, failures) if evaluate else []
             if sequential is not None:
@@ -281,13 +282,27 @@ class Editor:
         """
         self._editing.save(folder)
 
+    def _edit_apart(
+        self,
+        requests: Sequence[EditRequest],
+        call: _Call,
+        failures: Failures,
+        progress: Progress | None,
+    ) -> _Edited:
+        """Gives each request a model of its own; see `_edit_in_batches`."""
+        edits, details = self._compute(requests, True, call, failures, progress)
+        finished = failures.among(range(len(requests)))
+        with numbered(finished):
+            post = call.scores([requests[place] for place in finished], "after", edits)
+        return edits, details, [], post
+
     def _edit_in_batches(
         self,
         batches: Sequence[Batch],
         call: _Call,
         failures: Failures,
         progress: Progress | None,
-    ) -> tuple[list[Edit], list[dict[str, Any]], _Scores, _Scores]:
+    ) -> _Edited:
         """Applies one batch after another, or none of them.
 
         Returns:
@@ -311,8 +326,11 @@ class Editor:
                             edit.apply(self.model)
                 if batch is not batches[-1]:
                     finished = own.others(batch.requests)
-                    post_batch += call.scores(finished, "after each batch")
-            post = call.scores(failures.others(requests), "after")
+                    places = own.among(range(len(batch.requests)))
+                    with numbered([batch.first + place for place in places]):
+                        post_batch += call.scores(finished, "after each batch")
+            with numbered(failures.among(range(len(requests)))):
+                post = call.scores(failures.others(requests), "after")
         # Right after the last batch, the model is the final one.
         return edits, details, post_batch + post[len(post_batch) :], post
 

@@ -102,7 +102,11 @@ class MemoryMethod(Protocol):
     def edits(
         self, requests: Sequence[EditRequest], about: Mapping[str, Any], *, isolated: bool
     ) -> Sequence[Edit]:
-        """Edits that are not in the memory yet: one for all requests, or one for each."""
+        """Edits that are not in the memory yet: one for all requests, or one for each.
+
+        Raises:
+            RequestError: The model cannot read a request's prompt after its edit; it is named.
+        """
         ...
 
     def routing(self, alone: Sequence[EditRequest] | None = None) -> Routing:

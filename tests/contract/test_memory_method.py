@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from easyedit_fast.errors import (
     RequestError,
 )
 from easyedit_fast.evaluation import Evaluator
+from easyedit_fast.runs import EditJob, Records, score_apart, score_in_one_model
 from easyedit_fast.serac import SqliteStore
 from tests.contract.states import assert_state, state_of
 from tests.contract.test_methods import REQUESTS
@@ -172,6 +174,95 @@ def test_a_failure_leaves_the_memory_as_it_was(editor: Editor) -> None:
     skipped = editor.edit([FACT, long], on_error="skip")
     assert list(skipped.failures) == [1]
     assert len(editor.method.memory) == 1
+
+
+LONG = EditRequest(
+    "Far in the south, beyond the sea and the high mountains, the river that all of {} knows is "
+    "the",
+    "Brazil",
+    "Rhine",
+)
+LONG_REPHRASE = EditRequest(
+    FACT.prompt,
+    FACT.subject,
+    "Rome",
+    rephrase_prompt="Lovers of iron towers will all agree, whatever else they say of it, that the "
+    "city in which the Eiffel Tower stands today is",
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"isolated": True}, {"sequential": 1}])
+def test_what_does_not_fit_with_its_edit_is_left_out(
+    editor: Editor, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of it may be too long before, after its own edit, or where it goes to its edit."""
+    monkeypatch.setattr(editor.method.base.config, "max_position_embeddings", 44)
+    alone = EditRequest("Brazil " * 50, "Brazil", "Greek")
+    asked = [alone, LONG, REQUESTS[1], LONG_REPHRASE, FACT]
+    for place in (1, 3):
+        with pytest.raises(RequestError, match=r"^record 1, field .* shorten it"):
+            editor.edit([REQUESTS[1], asked[place]], **options)
+        assert len(editor.method.memory) == 0
+    if not options.get("sequential"):
+        asked.pop()  # contradicts nothing, but is the prompt of another
+    result = editor.edit(asked, on_error="skip", **options)
+    assert list(result.failures) == [0, 1, 3]
+    assert "its edit as context" in str(result.failures[1])
+    assert result.failures[3].field == "rephrase_prompt"
+    assert [one.get("case_id") for one in result.metrics] == list(range(len(asked)))
+    finished = [metrics for metrics in result.metrics if "error" not in metrics]
+    assert [metrics["case_id"] for metrics in finished] == result.finished
+    assert [metrics["post"]["rewrite_acc"] for metrics in finished] == [[1.0]] * len(finished)
+    kept = [request for edit in result.edits for request in edit.requests]
+    assert kept == [asked[place] for place in result.finished]
+    inside = [] if options.get("isolated") else kept
+    assert [edit.request for edit in editor.method.memory] == inside
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_run_over_a_file_names_the_records_that_do_not_fit(
+    editor: Editor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    monkeypatch.setattr(editor.method.base.config, "max_position_embeddings", 44)
+    path = tmp_path / "requests.jsonl"
+    lines = ["{}", *(json.dumps(one.to_dict()) for one in (REQUESTS[1], LONG_REPHRASE, LONG))]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    records = Records.read(path, on_error="skip")
+    if together:
+        scores = score_in_one_model(editor, records, on_error="skip")
+    else:
+        scores = score_apart(EditJob(editor, on_error="skip"), records)
+    numbers = [error.split(",")[0] for error in scores.failures]
+    assert sorted(numbers) == ["record 0", "record 2", "record 3"]
+    assert len(scores.metrics) == 1
+    assert len(editor.method.memory) == 0
+
+
+def test_without_scores_too_an_edit_fits_its_own_prompt(
+    editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editor.method.base.config, "max_position_embeddings", 44)
+    with pytest.raises(RequestError, match=r"record 1, field 'prompt': with its edit as context"):
+        editor.edit([FACT, LONG], evaluate=False)
+    assert len(editor.method.memory) == 0
+    skipped = editor.edit([FACT, LONG], evaluate=False, on_error="skip")
+    assert list(skipped.failures) == [1]
+    assert [edit.request for edit in editor.method.memory] == [FACT]
+
+
+def test_fluency_stays_within_what_the_model_reads(
+    editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editor.method.base.config, "max_position_embeddings", 44)
+    lengths: list[int] = []
+    handle = editor.method.base.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(int(kwargs["attention_mask"].shape[-1])),
+        with_kwargs=True,
+    )
+    result = editor.edit([FACT], generate=False, fluency=True)
+    handle.remove()
+    assert result.metrics[0]["post"]["fluency"]["ngram_entropy"] > 0
+    assert 40 < max(lengths) <= 44
 
 
 def test_what_does_not_go_together_is_refused(editor: Editor, tmp_path: Path) -> None:

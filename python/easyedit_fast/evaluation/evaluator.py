@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,7 @@ class Evaluator:
         ]
         if routing is not None and contexts is not None:
             rows = after_contexts(rows, contexts, routing.tokenizer.bos_token_id)
-        passages = [row.passages[0] for row in rows]
+        passages = [self._within(row.passages[0], routed, at) for at, row in enumerate(rows)]
         # The text goes on after an end-of-sequence, as there.
         decoder = Decoder(self.model, batch_size=self.batch_size, choose=TopFive(most))
         outcomes = decoder.run(passages, updates, routed)
@@ -189,6 +190,12 @@ class Evaluator:
             n_gram_entropy(text_of(self._answering(routed, row).tokenizer, tokens))
             for row, tokens in enumerate(whole)
         ]
+
+    def _within(self, passage: Passage, routed: RoutedRows | None, row: int) -> Passage:
+        """A passage that keeps to what its model reads: a context takes some of the room."""
+        limit = context_length(self._answering(routed, row).model)
+        room = passage.new_tokens if limit is None else max(0, limit - passage.start)
+        return dataclasses.replace(passage, new_tokens=min(passage.new_tokens, room))
 
     def _require_embeddings(self, rows: Sequence[Row], tokens: Sequence[RowTokens]) -> None:
         unknown = tokens_without_embedding(self.model, self.tokenizer)
