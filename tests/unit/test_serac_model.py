@@ -451,16 +451,6 @@ def test_a_chats_last_user_message_is_the_query(demo: Parts) -> None:
     torch.testing.assert_close(logits, own, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "template", [None, "{{ raise_exception('no') }}", "{{ messages[0].content }}", "{% broken"]
-)
-def test_without_a_usable_template_prompts_are_plain(template: str | None) -> None:
-    tokenizer = tiny_tokenizer([IN])
-    tokenizer.chat_template = template
-    assert ChatFormat.of(tokenizer) is None
-    assert QueryReader(tokenizer).read(tokenizer(IN)["input_ids"]).text == IN
-
-
 def test_passes_of_two_threads_do_not_mix(llama: Parts) -> None:
     ids, _ = llama.batch([OUT])
     found: list[Tensor] = []
