@@ -11,9 +11,11 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-def write_encoder(folder: Path) -> None:
+def write_encoder(folder: Path, *, seed: int = 0, other_vocabulary: bool = False) -> None:
     """Writes a BERT of two layers that reads single characters."""
     characters = [chr(code) for code in range(32, 127)]
+    if other_vocabulary:
+        characters.reverse()
     vocabulary = {token: place for place, token in enumerate([*_SPECIAL, *characters])}
     own = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     own.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -29,7 +31,7 @@ def write_encoder(folder: Path) -> None:
         sep_token="[SEP]",
     )
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import PreTrainedModel
 
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.architectures import architecture_of, block, edited_weight
-from easyedit_fast.models.fingerprint import model_fingerprint
-from tests.unit.tiny_models import FAMILIES, tiny_model
+from easyedit_fast.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from tests.unit.tiny_models import FAMILIES, WORDS, tiny_model, tiny_tokenizer
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -85,3 +86,13 @@ def test_offloaded_weights_are_refused() -> None:
     model = tiny_model().to("meta")
     with pytest.raises(ModelError, match="is offloaded"):
         fingerprint(model)
+
+
+def test_a_tokenizer_is_told_by_its_vocabulary_and_what_it_makes_of_texts() -> None:
+    own = tiny_tokenizer(WORDS)
+    assert tokenizer_fingerprint(own) == tokenizer_fingerprint(tiny_tokenizer(WORDS))
+    added, folding = tiny_tokenizer(WORDS), tiny_tokenizer(WORDS)
+    added.add_tokens(["Darrieux"])
+    folding.backend_tokenizer.normalizer = normalizers.Lowercase()
+    others = [tiny_tokenizer([" ".join(WORDS)], across_words=True), added, folding]
+    assert len({tokenizer_fingerprint(one) for one in (own, *others)}) == 4

@@ -11,9 +11,19 @@ import pytest
 import torch
 from torch.nn import functional
 
-from easyedit_fast.errors import DataFileError, HparamsError, MissingPackageError, ModelError
+from easyedit_fast.errors import (
+    DataFileError,
+    EditStateError,
+    HparamsError,
+    MissingPackageError,
+    ModelError,
+)
+from easyedit_fast.models.sentence_encoders import encoder_origin, load_sentence_encoder
 from easyedit_fast.serac.hparams import SERACHparams
+from easyedit_fast.serac.memory import EditMemory
 from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.store import SqliteStore
+from tests.unit.serac_encoders import write_encoder
 
 PROMPTS = ["The mother tongue of Ada is", "Ada speaks", "Paris", "The capital of Norland is Rome"]
 
@@ -101,6 +111,39 @@ def test_the_fingerprint_is_of_the_embeddings(made: Callable[..., Scope]) -> Non
     assert scope.fingerprint == same.fingerprint
     others = [made(bound_embeds=True), made(cos=False), made(pooling="mean"), changed(made())]
     assert len({scope.fingerprint, *(one.fingerprint for one in others)}) == 5
+
+
+OTHERS: list[dict[str, Any]] = [{"seed": 1}, {"other_vocabulary": True}]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_encoder_in_the_same_folder_has_no_memory_of_it(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    folder, path = tmp_path / "encoder", tmp_path / "edits.sqlite"
+    scopes = []
+    for changes in ({}, other):
+        write_encoder(folder, **changes)
+        scopes.append(Scope(SERACHparams(cls_name=str(folder), cls_rank=4)))
+    names = [scope.trained_state().keys() for scope in scopes]
+    assert names[0] == names[1]
+    memory = EditMemory(SqliteStore(path), scopes[0])
+    memory.add({"prompt": "The capital of {} is", "subject": "Peru", "target_new": "Oslo"})
+    memory.close()
+    with pytest.raises(EditStateError, match="encoder"):
+        EditMemory(SqliteStore(path), scopes[1])
+    assert len(EditMemory(SqliteStore(path), scopes[0])) == 1
+
+
+def test_memories_of_the_packaged_encoder_are_known_by_its_weights_alone() -> None:
+    """As they were before tokenizers counted: the value is of that time."""
+    try:
+        scope = Scope(SERACHparams())
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+    assert scope.origin == "104052e62514edb920c53809be18d6d7df0361a0ca487fc9f1bc0267c23f562c"
+    scope._tokenizer.add_tokens(["Darrieux"])
+    assert encoder_origin(load_sentence_encoder("minilm")[0], scope._tokenizer) != scope.origin
 
 
 @pytest.mark.parametrize("keys", [{}, {"freeze": 1}, {"cls_rank": None, "freeze": 1}])

@@ -21,6 +21,8 @@ from easyedit_fast.errors import (
     NonFiniteError,
     RequestError,
 )
+from easyedit_fast.models.fingerprint import tokenizer_fingerprint
+from easyedit_fast.serac import Serac
 from easyedit_fast.serac.answers import Answered, BaseAnswers, answer_logits
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.editor_files import load_parts, read_editor, write_editor
@@ -32,6 +34,7 @@ from easyedit_fast.serac.training_data import unfair_pairs
 from easyedit_fast.serac.validation import VALUES
 from easyedit_fast.training.editors import EditorFile
 from easyedit_fast.training.loop import train
+from tests.unit.serac_encoders import write_encoder
 from tests.unit.test_mend_training import requests
 from tests.unit.tiny_models import tiny_model, tiny_tokenizer
 
@@ -286,6 +289,32 @@ def test_an_archive_is_begun_with(small: Any, tmp_path: Path) -> None:
         other.scope.embed(["one"]), trainee.scope.embed(["one"]), rtol=1e-2, atol=1e-2
     )
     assert other.description()["archive_sha256"] != trainee.description()["archive_sha256"]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"other_vocabulary": True}])
+def test_another_encoder_in_the_same_folder_goes_on_with_nothing(
+    small: Any, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    folder = tmp_path / "encoder"
+    write_encoder(folder)
+    keys = {"cls_name": str(folder), "max_iters": 2}
+    first = small(**keys)
+    editor = train(first, first.hparams, tmp_path / "run", about={}).editor
+    again = small(**keys)
+    assert train(again, again.hparams, tmp_path / "run", about={}).resumed == 2
+    assert again.description()["tokenizer"] == tokenizer_fingerprint(own_tokenizer())
+    write_encoder(folder, **other)
+    second = small(**keys)
+    with pytest.raises(DataFileError, match="sentence encoder is another"):
+        train(second, second.hparams, tmp_path / "run", about={})
+    with pytest.raises(ModelError, match=r"another sentence encoder .* name that one as cls_name"):
+        small(**keys, archive=str(editor))
+    model = tiny_model("llama", max_position_embeddings=256)
+    with pytest.raises(ModelError, match="another sentence encoder"):
+        Serac(model, own_tokenizer(), hparams={"archive": str(editor)})
+    assert not [name for name, _ in model.named_modules() if "lora" in name]
+    write_encoder(folder)
+    Serac(model, own_tokenizer(), hparams={"archive": str(editor)}).close()
 
 
 def test_nan_names_the_record(small: Any) -> None:

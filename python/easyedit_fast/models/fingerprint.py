@@ -1,4 +1,4 @@
-"""A short name for a model's weights that edits of its MLPs leave as it is."""
+"""Short names: for a model's weights, which edits of its MLPs leave as it is; for a tokenizer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from easyedit_fast.models.architectures import Architecture, number_of_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SAMPLES_PER_TENSOR = 4096
+_PROBE = (
+    "The mother tongue of Zo\u00eb Perret-O'Neil, n\u00e9e \u0141ukasz, ISN'T known:  3.14 "
+    "\u20ac\tor\n\ufb01ve \u00bd? \u5317\u4eac, \u041c\u043e\u0441\u043a\u0432\u0430, "
+    "\u0627\u0644 \U0001f642 antidisestablishmentarianism #_@x"
+)
 
 
 def model_fingerprint(model: PreTrainedModel, architecture: Architecture) -> str:
@@ -56,6 +61,18 @@ def model_fingerprint(model: PreTrainedModel, architecture: Architecture) -> str
     for name in sorted(tensors):
         digest.update(next(signs[tensors[name].device, tensors[name].dtype]).numpy())
     return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identifies a tokenizer across processes and versions of its library.
+
+    It covers the vocabulary, and the tokens of a text that holds what normalisers change.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    told = [sorted(tokenizer.get_vocab().items()), tokenizer(_PROBE)["input_ids"]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _untouched(model: PreTrainedModel, architecture: Architecture) -> dict[str, Tensor]:

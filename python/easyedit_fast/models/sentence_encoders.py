@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from easyedit_fast.errors import MissingPackageError, ModelError
+from easyedit_fast.models.checksums import weight_checksum
 from easyedit_fast.models.compat import dtype_argument, quiet_transformers
+from easyedit_fast.models.fingerprint import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +61,26 @@ def load_sentence_encoder(
     # The end of a long prompt tells more of what it asks than its beginning.
     tokenizer.truncation_side = "left"
     return model.eval(), tokenizer
+
+
+_UNCASED = "996e74774bb0f7f6b7133816f85defbb946dc6a37bed477df5e7a69758c86909"
+"""Of BERT's uncased tokenizer. It counts as none, so that what was told apart by the weights alone,
+before tokenizers counted, still is the same for the packaged encoder."""
+
+
+def encoder_origin(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Tells an encoder, as it was loaded, from those with other weights or another tokenizer.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    found = hashlib.sha256()
+    for name, parameter in encoder.named_parameters():
+        found.update(f"{name} {weight_checksum(parameter)}".encode())
+    own = tokenizer_fingerprint(tokenizer)
+    if own != _UNCASED:
+        found.update(f"tokenizer {own}".encode())
+    return found.hexdigest()
 
 
 def pooling_of(name_or_path: str) -> Pooling:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_fast.errors import DataFileError
+from easyedit_fast.errors import DataFileError, ModelError
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.scope import Scope
 from easyedit_fast.training.editors import EditorFile, EditorFormat
@@ -56,6 +56,20 @@ def read_card(path: Path) -> dict[str, Any]:
 def shipped_editor(fingerprint: str) -> Path | None:
     """The packaged editor that was trained for a model, by the model's fingerprint, or None."""
     return _FORMAT.shipped(Path(__file__).with_name("editors"), fingerprint)
+
+
+def refuse_another_encoder(archive: str | None, editor: EditorFile, scope: Scope) -> None:
+    """Checks that an editor's scope was trained on this very sentence encoder.
+
+    Raises:
+        ModelError: It was not.
+    """
+    if editor.card.get("encoder", scope.origin) != scope.origin:
+        raise ModelError(
+            f"the scope of {archive} was trained on another sentence encoder than the one loaded "
+            "now (its weights or its tokenizer differ); name that one as cls_name, or train the "
+            "scope anew"
+        )
 
 
 def load_parts(tensors: Mapping[str, Tensor], scope: Scope, adapter: CounterfactualAdapter) -> None:

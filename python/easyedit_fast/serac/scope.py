@@ -19,7 +19,11 @@ from torch.nn import functional
 
 from easyedit_fast.errors import DataFileError, HparamsError, MissingPackageError
 from easyedit_fast.models.checksums import weight_checksum
-from easyedit_fast.models.sentence_encoders import load_sentence_encoder, pooling_of
+from easyedit_fast.models.sentence_encoders import (
+    encoder_origin,
+    load_sentence_encoder,
+    pooling_of,
+)
 from easyedit_fast.serac.hparams import SERACHparams
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ class Scope(nn.Module):
         heads: Equal parts of an embedding; two are as near as the nearest of their parts.
         log_scale: Logarithm of a, a scalar parameter.
         threshold: t, a scalar parameter.
+        origin: Of the encoder before it is changed, and of its tokenizer.
     """
 
     def __init__(self, hparams: SERACHparams) -> None:
@@ -65,7 +70,7 @@ class Scope(nn.Module):
             raise HparamsError(
                 f"dist_heads ({self.heads}) must divide the encoder's {self.size} numbers"
             )
-        self._origin = _origin(encoder)
+        self.origin = encoder_origin(encoder, self._tokenizer)
         self.encoder = encoder.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(hparams.seed)
@@ -79,7 +84,7 @@ class Scope(nn.Module):
         """SHA-256 of all that an embedding depends on, threshold and scale excepted."""
         own = self._hparams
         parts = [own.cos, own.bound_embeds, own.dist_heads, self._pooling]
-        digest = hashlib.sha256(f"{self._origin} {parts}".encode())
+        digest = hashlib.sha256(f"{self.origin} {parts}".encode())
         for name, parameter in sorted(self._trained()):
             digest.update(f"{name} {weight_checksum(parameter)}".encode())
         return digest.hexdigest()
@@ -195,14 +200,6 @@ def _longest(config: Any) -> int:
     if config.model_type in _POSITIONS_AFTER_PADDING:
         limit -= 2
     return min(_LONGEST, limit)
-
-
-def _origin(encoder: PreTrainedModel) -> str:
-    """Tells the encoder, before it is changed, from every other one."""
-    digest = hashlib.sha256()
-    for name, parameter in encoder.named_parameters():
-        digest.update(f"{name} {weight_checksum(parameter)}".encode())
-    return digest.hexdigest()
 
 
 def _make_trainable(encoder: PreTrainedModel, hparams: SERACHparams) -> None:

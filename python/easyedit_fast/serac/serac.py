@@ -19,7 +19,12 @@ from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.limits import context_length, refuse_long_rows
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter, refuse_adapters
 from easyedit_fast.serac.edit import MemoryEdit
-from easyedit_fast.serac.editor_files import load_parts, read_editor, shipped_editor
+from easyedit_fast.serac.editor_files import (
+    load_parts,
+    read_editor,
+    refuse_another_encoder,
+    shipped_editor,
+)
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.memory import EditMemory, Precision
 from easyedit_fast.serac.model import SeracModel
@@ -85,8 +90,8 @@ class Serac:
             MissingPackageError: A package is missing.
             DataFileError: A file is damaged, or another kind of file.
             EditStateError: The memory's edits were embedded by another scope.
-            ModelError: The model holds an adapter already, or there is no such encoder or small
-                model.
+            ModelError: The model holds an adapter already, there is no such encoder or small model,
+                or the encoder is not the one that the scope was trained on.
         """
         refuse_adapters(model)
         self.architecture = architecture or architecture_of(model)
@@ -104,6 +109,7 @@ class Serac:
         _warn_of_small_models(self.counterfactual, self.hparams, editor, self.fingerprint)
         self._adapter = self.counterfactual.adapter(self.hparams)
         try:
+            refuse_another_encoder(self.hparams.archive, editor, scope)
             load_parts(editor.tensors, scope, self._adapter)
             self.memory = EditMemory(_store(memory), scope, precision=precision)
         except BaseException:

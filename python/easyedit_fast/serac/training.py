@@ -17,12 +17,17 @@ from easyedit_fast.errors import HparamsError, RecordError
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
 from easyedit_fast.models.architectures import Architecture, architecture_of
-from easyedit_fast.models.fingerprint import model_fingerprint
+from easyedit_fast.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import Answered, routed_logits
 from easyedit_fast.serac.counterfactual import refuse_adapters
-from easyedit_fast.serac.editor_files import load_parts, read_editor, write_editor
+from easyedit_fast.serac.editor_files import (
+    load_parts,
+    read_editor,
+    refuse_another_encoder,
+    write_editor,
+)
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.questions import as_questions
@@ -134,6 +139,7 @@ class SeracTrainee:
         known = architecture or architecture_of(model)
         self.hparams = hparams
         self._fingerprint = model_fingerprint(model, known)
+        self._tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
         small = self.counterfactual = counterfactual_of(hparams.small_name, model, tokenizer, known)
         unedited = model if small.same_vocabulary else small.model
         self.data = SeracData(small.model, small.tokenizer, requests, unedited)
@@ -154,6 +160,7 @@ class SeracTrainee:
         self.adapter = small.adapter(hparams)
         if archive is not None:
             try:
+                refuse_another_encoder(hparams.archive, archive, self.scope)
                 self.load_state_dict(small.own_parts(archive, self.state_dict(), self._fingerprint))
             except BaseException:
                 self.adapter.remove()
@@ -174,6 +181,8 @@ class SeracTrainee:
             "method": "serac",
             "hparams": hparams,
             "model": self._fingerprint,
+            "tokenizer": self._tokenizer_fingerprint,
+            "encoder": self.scope.origin,
             **small,
             "data": [self.data.digest(), self._validation.digest()],
             "archive_sha256": None if archive is None else digest(Path(archive)),
@@ -208,6 +217,7 @@ class SeracTrainee:
             **card,
             "model_fingerprint": self._fingerprint,
             **self.counterfactual.card,
+            "encoder": self.scope.origin,
             "training": self.hparams.to_dict(),
         }
         write_editor(path, EditorFile(self.state_dict(), self.hparams.for_edits(), about))

@@ -12,6 +12,8 @@ _WORDS = {
     "records": "its records differ (the data file changed, or another is given)",
     "validation records": "its validation records differ (the data file changed, or another is "
     "given)",
+    "tokenizer": "the model's tokenizer is another",
+    "encoder": "its sentence encoder is another (the weights or the tokenizer differ)",
     "archive_sha256": "the editor that it began with (archive) is another",
 }
 
