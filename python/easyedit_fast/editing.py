@@ -11,6 +11,7 @@ from easyedit_fast.errors import EditStateError
 from easyedit_fast.failures import Failures
 from easyedit_fast.ledger import remove, save_edited_model
 from easyedit_fast.methods import EditingMethod, MemoryMethod, Progress
+from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.memory import BatchSize
 from easyedit_fast.timings import Timings
@@ -80,7 +81,12 @@ class WeightEditing:
         failures: Failures,
         progress: Progress | None,
     ) -> tuple[list[Edit], list[dict[str, Any]]]:
-        """As `Editing.compute`."""
+        """As `Editing.compute`.
+
+        Raises:
+            ModelError: Another editor has put an adapter into the model meanwhile.
+        """
+        refuse_adapters(self.model)
         computed = self._method.compute(
             requests,
             isolated=isolated,

@@ -25,6 +25,7 @@ import torch
 
 from easyedit_fast.errors import DataFileError, EditStateError, ModelError
 from easyedit_fast.kernels import rank_update_
+from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.checksums import BITS, bits_of, weight_checksum
 from easyedit_fast.models.compat import quiet_transformers
@@ -119,7 +120,9 @@ def require_own_model(model: PreTrainedModel, edit: Edit) -> None:
 
     Raises:
         EditStateError: The model has another fingerprint.
+        ModelError: The model holds an adapter.
     """
+    refuse_adapters(model)
     if _fingerprint(model, edit) != edit.model_fingerprint:
         raise EditStateError(
             f"this edit was computed for another model ({edit.model_name or 'unnamed'}); apply it "

@@ -27,6 +27,7 @@ from easyedit_fast.evaluation.routing import RoutedRows, Routing
 from easyedit_fast.evaluation.rows import Row, rows_of
 from easyedit_fast.failures import numbered
 from easyedit_fast.metrics import begins_with, n_gram_entropy, same_text, token_agreement
+from easyedit_fast.models.adapters import refuse_answers_from_edits
 from easyedit_fast.models.generation import end_ids
 from easyedit_fast.models.limits import context_length, find_token, tokens_without_embedding
 
@@ -53,7 +54,12 @@ class Evaluator:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 256
     ) -> None:
-        """Takes a model and its (fast) tokenizer; the model's state is left as it is."""
+        """Takes a model and its (fast) tokenizer; the model's state is left as it is.
+
+        Raises:
+            ModelError: The model answers from edits; its base model is wanted.
+        """
+        refuse_answers_from_edits(model)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from easyedit_fast.errors import ModelError
+from easyedit_fast.models.adapters import refuse_answers_from_edits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -400,6 +401,7 @@ def _inside_block(template: str, layer_module_tmp: str, name: str) -> str:
 
 def _refuse_wrapped(model: nn.Module) -> None:
     """Wrappers have the wrapped model's config, but not its module paths."""
+    refuse_answers_from_edits(model)
     remedies = {
         "base_model": "merge its adapter first: model = model.merge_and_unload()",
         "_orig_mod": "pass the model itself: model._orig_mod",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from easyedit_fast.errors import ModelError
+from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.architectures import Architecture, number_of_layers
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ def model_fingerprint(model: PreTrainedModel, architecture: Architecture) -> str
         64 hexadecimal digits.
 
     Raises:
-        ModelError: A weight is offloaded, so that its values are not at hand.
+        ModelError: A weight is offloaded, so that its values are not at hand, or the model is no
+            plain one (see `refuse_adapters`).
     """
+    refuse_adapters(model)
     tensors = _untouched(model, architecture)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     header = json.dumps([str(model.config.model_type), shapes], sort_keys=True)

@@ -11,6 +11,7 @@ from easyedit_fast.evaluation import Evaluator, join
 from easyedit_fast.failures import Failures
 from easyedit_fast.files import digest
 from easyedit_fast.ledger import applied_edit_ids
+from easyedit_fast.methods import MemoryMethod
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.timings import Timings
@@ -66,13 +67,16 @@ class EditJob:
 
     def description(self) -> dict[str, Any]:
         """Model, method, hyperparameters, statistics, options and versions."""
-        settings = self.settings()
+        settings, method = self.settings(), self.editor.method
+        model, fingerprint = self.editor.model, None
+        if isinstance(method, MemoryMethod):  # whose adapter is in the base model now
+            model, fingerprint = method.base, method.fingerprint
         statistics = settings.get("second_moment") or {}
         return {
-            "model": _identity(self.editor.model, self.editor.method.architecture),
+            "model": _identity(model, method.architecture, fingerprint),
             "settings": settings,
             "statistics": {layer: digest(Path(path)) for layer, path in statistics.items()},
-            "hparams": self.editor.method.used_hparams(),
+            "hparams": method.used_hparams(),
             "options": {
                 "evaluate": self.evaluate,
                 "generate": self.generate,
@@ -241,10 +245,12 @@ class ScoreJob:
         )
 
 
-def _identity(model: PreTrainedModel, architecture: Architecture) -> dict[str, Any]:
+def _identity(
+    model: PreTrainedModel, architecture: Architecture, fingerprint: str | None = None
+) -> dict[str, Any]:
     """What tells the weights from others: the fingerprint covers neither MLPs nor the dtype."""
     return {
-        "fingerprint": model_fingerprint(model, architecture),
+        "fingerprint": fingerprint or model_fingerprint(model, architecture),
         "dtype": str(model.dtype),
         "edits": applied_edit_ids(model),
     }

@@ -24,7 +24,9 @@ from easyedit_fast.errors import (
     MissingPackageError,
     ModelError,
 )
+from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.architectures import Architecture, block
+from easyedit_fast.serac.plain_state import keep_plain_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +41,8 @@ _SEPARATOR = "\n"
 
 class CounterfactualAdapter:
     """A LoRA adapter inside a model, which is off unless it is switched on.
+
+    The model's state dict, and so what `save_pretrained` writes, is that of the plain model.
 
     Attributes:
         model: The base model, or a small one; its linear layers are wrapped in place, its weights
@@ -83,6 +87,8 @@ class CounterfactualAdapter:
                 self._layers = _injected(model, rank, alpha, modules)
             self._is_on = True
             self._switch(on=False)
+        names = {id(module): name for name, module in model.named_modules()}
+        self._plain_state = keep_plain_state(model, [names[id(layer)] for layer in self._layers])
 
     def context(self, request: EditRequest) -> list[int]:
         """The tokens that go before a query, without special ones."""
@@ -91,6 +97,8 @@ class CounterfactualAdapter:
     def remove(self) -> None:
         """Takes the adapter out; the model is as before, and this object of no more use."""
         with self.lock:
+            for handle in self._plain_state:
+                handle.remove()
             _unwrap(self.model, self._layers)
             self._layers, self._is_removed = [], True
 
@@ -182,19 +190,6 @@ def edit_context(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> li
     text = f"{request.prompt} {request.target_new}{_SEPARATOR}"
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def refuse_adapters(model: PreTrainedModel) -> None:
-    """Checks that a model holds no adapter.
-
-    Raises:
-        ModelError: It does.
-    """
-    if any(".lora_A" in name for name, _ in model.named_modules()):
-        raise ModelError(
-            "the model holds an adapter already; merge it, close the editor that put it in "
-            "(editor.method.close()), or load the model anew"
-        )
 
 
 def attention_modules(model: PreTrainedModel, architecture: Architecture) -> list[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from easyedit_fast.errors import EditStateError, ModelError
+from easyedit_fast.errors import ModelError
 from easyedit_fast.models.limits import context_length
 from easyedit_fast.serac.arguments import (
     CACHE,
@@ -25,6 +25,7 @@ from easyedit_fast.serac.arguments import (
 )
 from easyedit_fast.serac.chat import QueryReader
 from easyedit_fast.serac.contexts import Context, Contexts, likely_mask, prompts_of
+from easyedit_fast.serac.refusals import NotSaved, refuse_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ class Routes(Protocol):
         ...
 
 
-class SeracModel(PreTrainedModel, GenerationMixin):
+class SeracModel(NotSaved, GenerationMixin):
     """A causal language model whose edits are kept in a memory, beside its weights.
 
     A prompt in the scope of an edit is answered by the counterfactual model, which reads the edit
@@ -117,17 +118,6 @@ class SeracModel(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Sets the base model's."""
         self.base.set_output_embeddings(new_embeddings)
-
-    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuses: a folder of weights would hold no edits.
-
-        Raises:
-            EditStateError: Always.
-        """
-        raise EditStateError(
-            "a folder of weights cannot hold SERAC's edits; save the memory to a file, and load it "
-            'with Editor.from_pretrained(…, method="serac", memory=…)'
-        )
 
     def routes(
         self, prompts: str | Sequence[str] | Tensor, attention_mask: Tensor | None = None
@@ -233,11 +223,7 @@ class SeracModel(PreTrainedModel, GenerationMixin):
 
     def _answered(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> Any:
         """A first pass in which some rows have a context."""
-        if given.get("output_hidden_states") or given.get("output_attentions"):
-            raise ModelError(
-                "hidden states and attentions of a prompt in an edit's scope are those of a longer "
-                "one; ask model.base for them"
-            )
+        refuse_states(given, self.config)
         labels, return_dict = given.pop("labels", None), given.pop("return_dict", True)
         cache = None
         if not given.get("use_cache") and cache_of(given) is None:
@@ -346,6 +332,8 @@ class SeracModel(PreTrainedModel, GenerationMixin):
             padded_right = bool((mask[:, 1:] < mask[:, :-1]).any())
             if not any(contexts.routed) and not padded_right:
                 return self.base.generate(inputs, generation_config, **kwargs)
+            if any(contexts.routed):
+                refuse_states(kwargs, generation_config, self.generation_config)
             # Pads go to the left: a stable order by the mask keeps the rest.
             order = mask.argsort(dim=1, stable=True)
             own = {name: value for name, value in kwargs.items() if name not in OF_THE_ROWS}

@@ -14,10 +14,11 @@ import numpy as np
 
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
+from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.limits import context_length, refuse_long_rows
-from easyedit_fast.serac.counterfactual import CounterfactualAdapter, refuse_adapters
+from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.edit import MemoryEdit
 from easyedit_fast.serac.editor_files import (
     load_parts,

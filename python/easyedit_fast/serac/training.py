@@ -16,12 +16,12 @@ from torch.nn import functional
 from easyedit_fast.errors import HparamsError, RecordError
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
+from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import Answered, routed_logits
-from easyedit_fast.serac.counterfactual import refuse_adapters
 from easyedit_fast.serac.editor_files import (
     load_parts,
     read_editor,
