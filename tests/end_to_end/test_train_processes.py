@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from easyedit_fast.training.logs import read_log
-from tests.end_to_end.training import KEYS, lines_of, process
+from tests.end_to_end.training import KEYS, SERAC_KEYS, lines_of, process
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -49,15 +49,21 @@ except NonFiniteError as error:
 pytestmark = pytest.mark.slow
 
 
-def change_keys(options: list[str], **changes: Any) -> None:
-    Path(options[options.index("--hparams") + 1]).write_text(json.dumps({**KEYS, **changes}))
+METHODS = {"mend": KEYS, "serac": SERAC_KEYS}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+def choose(options: list[str], method: str, **changes: Any) -> None:
+    """Has a run of a method, with other hyperparameters than its small ones."""
+    path = Path(options[options.index("--hparams") + 1])
+    path.write_text(json.dumps({**METHODS[method], **changes}))
+    options += ["--method", method]
+
+
+@pytest.mark.parametrize(("method", "accumulate"), [("mend", 1), ("mend", 2), ("serac", 2)])
 def test_they_give_one_process_losses(
-    options: list[str], tmp_path: Path, demo_model: Any, accumulate: int
+    options: list[str], tmp_path: Path, demo_model: Any, method: str, accumulate: int
 ) -> None:
-    change_keys(options, accumulate_bs=accumulate, val_interval=2, model_save_pt=2)
+    choose(options, method, accumulate_bs=accumulate, val_interval=2, model_save_pt=2)
     with process(options, tmp_path / "one"):
         pass
     with process(options, tmp_path / "two", *LAUNCHER, "-m"):
@@ -75,11 +81,12 @@ def test_they_give_one_process_losses(
         assert (first[key] - second[key]).abs().sum() <= 1e-2 * first[key].abs().sum() + 1e-6, key
 
 
+@pytest.mark.parametrize(("method", "iterations"), [("mend", 30), ("serac", 12)])
 def test_they_go_on_where_one_was_killed(
-    options: list[str], tmp_path: Path, demo_model: Any
+    options: list[str], tmp_path: Path, demo_model: Any, method: str, iterations: int
 ) -> None:
     """The other one ends too; the next run goes on, to the same editor bit for bit."""
-    change_keys(options, max_iters=30, val_interval=10)
+    choose(options, method, max_iters=iterations, val_interval=iterations // 3)
     with process(options, tmp_path / "whole", *LAUNCHER, "-m"):
         pass
     folder = tmp_path / "killed"
@@ -100,12 +107,12 @@ def test_they_go_on_where_one_was_killed(
         for one in both:
             one.kill()
             one.communicate()
-    assert lines_of(folder) < 30
+    assert lines_of(folder) < iterations
     with process(options, folder, *LAUNCHER, "-m"):
         pass
     told = folder.with_suffix(".err").read_text()
     report = json.loads(told[told.index("{\n") :])
-    assert 2 <= report["resumed"] < 30
+    assert 2 <= report["resumed"] < iterations
     for name in ("editor.safetensors", "checkpoint.safetensors"):
         one, other = (load_file(tmp_path / part / name) for part in ("whole", "killed"))
         assert all(torch.equal(one[key], other[key]) for key in one)

@@ -24,6 +24,14 @@ KEYS: dict[str, Any] = {
     "log_interval": 1,
     "model_save_pt": 1,
 }
+SERAC_KEYS: dict[str, Any] = {
+    "cls_rank": 4,
+    "cntr_rank": 4,
+    **{name: KEYS[name] for name in ("batch_size", "max_iters", "val_interval", "log_interval")},
+    "cntr_batch_size": 3,
+    "model_save_pt": 1,
+    "lr": 1e-3,
+}
 NAMES = ["Anna", "Boris", "Clara", "David", "Emma", "Fritz", "Greta", "Hugo", "Ines", "Jakob"]
 CITIES = ["Rome", "Paris", "London", "Berlin", "Madrid", "Vienna", "Oslo", "Athens"]
 
