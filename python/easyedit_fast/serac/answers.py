@@ -183,6 +183,11 @@ def plain_logits(model: PreTrainedModel, rows: Sequence[Answered]) -> Tensor:
     return logits
 
 
+def row_means(values: Tensor, rows: Sequence[Answered]) -> Tensor:
+    """The mean of each row's own values, ``[rows]``; of ``[reads]``, row after row."""
+    return torch.stack([part.mean() for part in values.split([row.reads for row in rows])])
+
+
 class BaseAnswers:
     """What the unedited model makes of prompts: what enters its head at their answers.
 

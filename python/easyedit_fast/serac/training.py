@@ -21,7 +21,7 @@ from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import rank_and_ranks
-from easyedit_fast.serac.answers import Answered, routed_logits
+from easyedit_fast.serac.answers import routed_logits, row_means
 from easyedit_fast.serac.editor_files import (
     load_parts,
     read_editor,
@@ -372,9 +372,9 @@ class SeracTrainee:
                 [token for row in share.targets for token in row.answer], device=logits.device
             )
             nll, kl = nll_and_divergence(logits, wanted, base.detach())
-        edit, locality = _means(nll, share.targets), _means(kl, share.outside)
+        edit, locality = row_means(nll, share.targets), row_means(kl, share.outside)
         require_finite(share.places, (edit + locality).isfinite(), _WHAT)
-        right = _means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
+        right = row_means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
         return (
             edit.sum() / share.records,
             locality.sum() / share.records,
@@ -403,8 +403,3 @@ def _asked(prompt: str, questions: Sequence[str], draw: Generator) -> str:
     if draw.random() >= _QUESTIONS or not questions:
         return prompt
     return questions[int(draw.integers(len(questions)))]
-
-
-def _means(values: Tensor, rows: Sequence[Answered]) -> Tensor:
-    """The mean of each row's own values, ``[rows]``."""
-    return torch.stack([part.mean() for part in values.split([row.reads for row in rows])])
