@@ -58,7 +58,7 @@ def shipped_editor(fingerprint: str) -> Path | None:
     return _FORMAT.shipped(Path(__file__).with_name("editors"), fingerprint)
 
 
-def refuse_another_encoder(archive: str | None, editor: EditorFile, scope: Scope) -> None:
+def require_encoder(archive: str | None, editor: EditorFile, scope: Scope) -> None:
     """Checks that an editor's scope was trained on this very sentence encoder.
 
     Raises:

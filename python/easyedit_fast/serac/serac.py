@@ -23,7 +23,7 @@ from easyedit_fast.serac.edit import MemoryEdit
 from easyedit_fast.serac.editor_files import (
     load_parts,
     read_editor,
-    refuse_another_encoder,
+    require_encoder,
     shipped_editor,
 )
 from easyedit_fast.serac.hparams import SERACHparams
@@ -110,7 +110,7 @@ class Serac:
         _warn_of_small_models(self.counterfactual, self.hparams, editor, self.fingerprint)
         self._adapter = self.counterfactual.adapter(self.hparams)
         try:
-            refuse_another_encoder(self.hparams.archive, editor, scope)
+            require_encoder(self.hparams.archive, editor, scope)
             load_parts(editor.tensors, scope, self._adapter)
             self.memory = EditMemory(_store(memory), scope, precision=precision)
         except BaseException:

@@ -22,12 +22,7 @@ from easyedit_fast.models.fingerprint import model_fingerprint, tokenizer_finger
 from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import routed_logits, row_means
-from easyedit_fast.serac.editor_files import (
-    load_parts,
-    read_editor,
-    refuse_another_encoder,
-    write_editor,
-)
+from easyedit_fast.serac.editor_files import load_parts, read_editor, require_encoder, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.questions import as_questions
@@ -160,7 +155,7 @@ class SeracTrainee:
         self.adapter = small.adapter(hparams)
         if archive is not None:
             try:
-                refuse_another_encoder(hparams.archive, archive, self.scope)
+                require_encoder(hparams.archive, archive, self.scope)
                 self.load_state_dict(small.own_parts(archive, self.state_dict(), self._fingerprint))
             except BaseException:
                 self.adapter.remove()
