@@ -127,7 +127,7 @@ class ServerProcess:
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Asks it to end; gives the exit code and stderr."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=60)
+        _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, errors
 
     def http(self, **options: Any) -> httpx.Client:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -94,6 +96,13 @@ def test_prompts_of_a_batch_go_their_ways(url: str, plain: Any) -> None:
         model="demo", prompt=tokens[1], max_tokens=6, temperature=0, echo=True
     )
     assert alone.choices[0].text == UNRELATED + outside.text
+
+
+def test_a_stream_goes_through_proxies(url: str) -> None:
+    asked = {"prompt": "Once", "max_tokens": 1, "stream": True}
+    headers = httpx.post(f"{url}/v1/completions", json=asked).headers
+    assert headers["content-type"].startswith("text/event-stream")
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
 
 
 def test_a_stream_is_the_whole_answer(url: str) -> None:
@@ -209,7 +218,14 @@ BAD = [
     ("/v1/edits", [edit(0)] * 51, "edits", "51 edits are more than 50"),
     ("/v1/edits", {**edit(0), "target_new": "a " * 60}, "prompt", "60 are let in"),
     ("/v1/edits/search", {"prompt": "a", "limit": 51}, "limit", "more than 50"),
+    ("/v1/edits", {**edit(0), "prompt": 5}, "prompt", "should be a valid string"),
+    ("/v1/edits", {**edit(0), "locality": {"x": 5}}, "locality", "x': must be a JSON object"),
+    ("/v1/edits", {**edit(0), "locality": {"\ud800": {"prompt": "a"}}}, "locality", "surrogate"),
+    ("/v1/completions", {"prompt": "a\ud800"}, "prompt", "half of a surrogate pair"),
     ("/v1/route", {"prompts": ["a"] * 9}, "prompts", "9 prompts are more than 8"),
+    ("/v1/route", {"prompts": ["a", 5]}, "prompts", "texts, token ids or conversations"),
+    ("/v1/route", {"prompts": [[10**6]]}, "prompts", "no token 1000000"),
+    ("/v1/route", {"prompts": ["a " * 500]}, "prompts", "tokens, and 400 are the most"),
 ]
 
 
@@ -217,14 +233,102 @@ BAD = [
 def test_what_cannot_be_used_is_named(
     url: str, path: str, body: Any, param: str, message: str
 ) -> None:
-    answer = httpx.post(f"{url}{path}", json=body)
+    headers = {"content-type": "application/json"}  # httpx would not send half of a pair
+    answer = httpx.post(f"{url}{path}", content=json.dumps(body), headers=headers)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert message in error["message"]
     assert "\n" not in error["message"]
+    assert len(error["message"]) < 500
     count = len(httpx.get(f"{url}/v1/edits").json()["data"])
     assert count == 3, "all or none"
+
+
+def test_routes_are_those_of_the_answers(url: str, plain: Any) -> None:
+    tokenizer = plain[1]
+
+    def chat(*texts: str) -> list[dict[str, str]]:
+        roles = ["system", *["user", "assistant"] * len(texts)]
+        return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+    asked, other = edit(1)["prompt"], edit(2)["prompt"]
+    chats = [
+        (chat("Be short.", asked), 2),
+        (chat("Be short.", other, "In Rome.", asked), 2),
+        (chat("Be short.", asked, "In Rome.", UNRELATED), None),
+        (chat(asked, UNRELATED), None),
+        ([{"role": "user", "content": [{"type": "text", "text": other}]}], 3),
+    ]
+    texts = [
+        str(tokenizer.apply_chat_template(chat("Be short.", asked), tokenize=False,
+                                          add_generation_prompt=True)),
+        f"  {asked}  ", UNRELATED, "",
+    ]  # fmt: skip
+    prompts: list[Any] = [*texts, tokenizer(other)["input_ids"]]
+    answers = [
+        client(url).completions.create(model="demo", prompt=one, max_tokens=1) for one in prompts
+    ]
+    expected = [2, 2, None, None, 3]
+    for messages, edit_id in chats:
+        more: Any = client(url).chat.completions.create(
+            model="demo",
+            messages=messages,
+            max_tokens=1,  # type: ignore[arg-type]
+        )
+        prompts, answers, expected = [*prompts, messages], [*answers, more], [*expected, edit_id]
+    routes = [
+        route
+        for part in (prompts[:6], prompts[6:])
+        for route in httpx.post(f"{url}/v1/route", json={"prompts": part}).json()["data"]
+    ]
+    assert [route["edit"] for route in routes] == expected
+    choices: list[Any] = [answer.choices[0] for answer in answers]
+    assert [route["edit"] for route in routes] == [choice.edit for choice in choices]
+    similarities = [choice.similarity for choice in choices]
+    assert [route["similarity"] for route in routes] == pytest.approx(similarities, abs=1e-4)
+
+
+def test_a_body_of_many_faults_gets_a_short_answer(url: str) -> None:
+    unknown = {f"field{number}": 1 for number in range(5000)}
+    for path, body in (
+        ("/v1/completions", {"prompt": "a", **unknown}),
+        ("/v1/edits", [{}] * 20_000),
+        ("/v1/edits", {**edit(0), "locality": unknown}),
+    ):
+        answer = httpx.post(f"{url}{path}", json=body)
+        assert answer.status_code == 400
+        assert len(answer.content) < 600
+    assert "and 4995 more" in answer.json()["error"]["message"]
+
+
+def test_prompts_are_routed_while_many_edits_are_added(
+    small: Any, archive: Path, tmp_path: Path
+) -> None:
+    with serving(small, archive, tmp_path / "edits.sqlite") as address:
+        httpx.post(f"{address}/v1/edits", json=edit(0))
+        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=address, timeout=60) as http:
+            body = [edit(100 + number) for number in range(400)]
+            adding = pool.submit(http.post, "/v1/edits", json=body, timeout=120)
+            between = -1  # one may have come before the edits
+            while not adding.done():
+                asked = {"prompt": edit(0)["prompt"], "max_tokens": 1}
+                answer = httpx.post(f"{address}/v1/completions", json=asked, timeout=60).json()
+                assert answer["choices"][0]["edit"] == 1
+                between += not adding.done()
+            ids = [one["id"] for one in adding.result().json()["data"]]
+        assert ids == list(range(2, 402))
+        assert between >= 3
+
+
+def test_an_export_that_fails_has_a_status(small: Any, archive: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "edits.sqlite"
+    with serving(small, archive, memory) as address:
+        httpx.post(f"{address}/v1/edits", json=edit(0))
+        with contextlib.closing(sqlite3.connect(memory)) as other, other:
+            other.execute("INSERT INTO edits SELECT 2, added, encoder, '{', embedding FROM edits")
+        answer = httpx.get(f"{address}/v1/edits/export")
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
 
 
 def test_bodies_are_limited_and_of_json(url: str) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
+import tokenizers
 import torch
+import transformers
 
 from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError
+from easyedit_fast.serving import schemas
 from easyedit_fast.serving.errors import ApiError
 from easyedit_fast.serving.guard import Guard
 from easyedit_fast.serving.limits import Limits
+from easyedit_fast.serving.memory import Turns
 from easyedit_fast.serving.rows import Row, RowDraws, RowEnds, Sampling, Told
 from easyedit_fast.serving.server import TOKEN_VARIABLE, listen, read_token
 from easyedit_fast.serving.text import TextPieces
@@ -55,6 +61,38 @@ def test_pieces_end_before_the_first_stop_text(demo_model: Any) -> None:
         place = TEXT.find(stops[0])
         assert "".join(found) == TEXT[:place]
         assert stopped
+
+
+def byte_tokenizer() -> Any:
+    """Letters, and bytes for all else, as Llama 2's and Gemma's tokenizers have them."""
+    letters = ["▁", *map(chr, range(33, 127))]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>")
+    )
+    made.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    made.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("prompt", ["Say:", "Say: 🎉🎉", "漢字", "é" * 9])
+@pytest.mark.parametrize("text", [" yes", "🎉" * 30 + " ok", TEXT, "漢" * 40, "x" * 29 + "🎉" * 12])
+def test_pieces_of_bytes_are_the_text(prompt: str, text: str) -> None:
+    tokenizer = byte_tokenizer()
+    before, whole = (tokenizer(one)["input_ids"] for one in (prompt, prompt + text))
+    made = TextPieces(tokenizer, before, ())
+    found = [made.add(token) for token in whole[len(before) :]]
+    assert "".join([*found, made.rest()]) == text
 
 
 def draws(sampling: Sampling, logits: torch.Tensor, count: int) -> list[int]:
@@ -120,6 +158,11 @@ def test_the_token_is_read_from_a_file_or_the_environment(
     assert read_token(None) is None
     monkeypatch.setenv(TOKEN_VARIABLE, "spoken")
     assert read_token(None) == "spoken"
+    monkeypatch.setenv(TOKEN_VARIABLE, "ended by a line\n")
+    with pytest.raises(DataFileError, match=f"{TOKEN_VARIABLE} must hold one token"):
+        read_token(None)
+    monkeypatch.setenv(TOKEN_VARIABLE, "line\n")
+    assert read_token(None) == "line"
     file = tmp_path / "token"
     with pytest.raises(MissingFileError, match="put the token there"):
         read_token(file)
@@ -154,3 +197,42 @@ def test_loopback_names_are_let_in_without_a_token(host: str) -> None:
     for other in (f"{host}.evil.example", "evil.example", ""):
         with pytest.raises(ApiError, match="'Host'"):
             guard._admit({"headers": [(b"host", other.encode())]})
+
+
+def test_a_turn_goes_to_who_waits() -> None:
+    turns, order = Turns(), []
+
+    def other() -> None:
+        with turns:
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    with turns:
+        thread.start()
+        while not turns._next.locked():
+            pass
+    with turns:
+        order.append("again")
+    thread.join()
+    assert order == ["other", "again"]
+
+
+EDIT = {"prompt": "a b", "subject": "a", "target_new": "c"}
+LONG: list[tuple[Any, Any]] = [
+    (schemas.CompletionRequest, {"prompt": [1] * 5000 + ["a"]}),
+    (schemas.CompletionRequest, {"prompt": [[]] * 5000}),
+    (schemas.CompletionRequest, {"prompt": [[1.5] * 5000] * 5}),
+    (schemas.ChatRequest, {"messages": [{}] * 5000}),
+    (schemas.ChatRequest, {"messages": [{"role": "user", "content": [{}] * 5000}]}),
+    (schemas.NewEdits, [{}] * 5000),
+    (schemas.NewEdits, {**EDIT, "rephrase_prompt": [1] * 5000}),
+    (schemas.NewEdits, {**EDIT, "locality": {"x": {"prompt": [1] * 5000}}}),
+    (schemas.RouteRequest, {"prompts": [[]] * 5000}),
+]
+
+
+@pytest.mark.parametrize(("form", "body"), LONG)
+def test_the_faults_of_a_long_list_are_not_all_looked_for(form: Any, body: Any) -> None:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        pydantic.TypeAdapter(form).validate_python(body)
+    assert caught.value.error_count() < 10

@@ -93,7 +93,8 @@ def serve(
 
         cut_off = run(service, listener, stop_seconds=stop_seconds, ready=ready)
     if cut_off:
-        print_warning(f"{cut_off} answers were cut off; --stop-seconds gives them more time")
+        what = "answer was" if cut_off == 1 else "answers were"
+        print_warning(f"{cut_off} {what} cut off; --stop-seconds gives more time")
 
 
 def _editor(

@@ -4,7 +4,7 @@
 # `from __future__ import annotations`.
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from easyedit_fast.errors import EasyEditFastError, MissingPackageError
@@ -28,6 +28,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     )
 }
 _GONE = 499
+_MOST_FAULTS = 5
+_LONGEST_NAME = 100
+# A proxy that gathers answers would hand on a stream when it has ended.
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def require_packages() -> None:
@@ -88,7 +92,9 @@ def _add_completions(app: "FastAPI", completions: Completions) -> None:
         except ClientGoneError:
             return Response(status_code=_GONE)
         if isinstance(answer, AsyncIterator):
-            return StreamingResponse(answer, media_type="text/event-stream")
+            return StreamingResponse(
+                answer, media_type="text/event-stream", headers=_STREAM_HEADERS
+            )
         return JSONResponse(answer)
 
     async def complete(body: schemas.CompletionRequest, request: Request) -> Response:
@@ -177,9 +183,10 @@ def _add_errors(app: "FastAPI") -> None:
     def told(error: ApiError, headers: Any = None) -> JSONResponse:
         return JSONResponse(error.body(), error.status, headers)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return told(_invalid(error.errors()))
+        of_edits = request.url.path.startswith("/v1/edits")
+        return told(_invalid(error.errors(), {} if of_edits else schemas.ADVICE))
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -196,8 +203,13 @@ def _add_errors(app: "FastAPI") -> None:
         app.add_exception_handler(kind, failed)
 
 
-def _invalid(errors: Sequence[Any]) -> ApiError:
-    """One line for the fields that cannot be used; the first of them is the error's."""
+def _invalid(errors: Sequence[Any], advice: Mapping[str, str]) -> ApiError:
+    """One line for the fields that cannot be used; the first of them is the error's.
+
+    Args:
+        errors: Pydantic's.
+        advice: What is said of fields, in the place of Pydantic's words.
+    """
     said: dict[str, str] = {}
     first: str | None = None
     for error in errors:
@@ -205,24 +217,29 @@ def _invalid(errors: Sequence[Any]) -> ApiError:
         if error["type"] == "json_invalid":
             place = []  # a place in the text, no field
         record = place.pop(0) if place and isinstance(place[0], int) else None
-        names = [str(part) for part in place]
+        names = [str(part)[:_LONGEST_NAME] for part in place]
         field = names[0] if names else None
         where = [] if record is None else [f"record {record}"]
         # A form that a field may have is no name of a field.
         inner = [name for name in names if name.isidentifier() or name.isdecimal()]
-        if field in schemas.ADVICE and error["type"] != "missing" and record is None:
-            inner, reason = [field], schemas.ADVICE[field]
+        if inner[1:] and inner[-1] == "str":
+            inner.pop()
+        if field is not None and field in advice and error["type"] not in ("missing", "surrogate"):
+            inner, reason = [field], advice[field]
         else:
-            reason = _reason(error)
+            reason = _reason(error, inside=bool(names) or record is not None)
         if inner:
             where.append(f"field {'.'.join(inner)!r}")
         first = first or field
         said.setdefault(", ".join(where) or "the body", reason)
-    line = "; ".join(f"{where}: {reason}" for where, reason in said.items())
-    return ApiError(400, line, param=first)
+    told = [f"{where}: {reason}" for where, reason in said.items()]
+    if len(told) > _MOST_FAULTS:
+        told[_MOST_FAULTS:] = [f"and {len(told) - _MOST_FAULTS} more"]
+    return ApiError(400, "; ".join(told), param=first)
 
 
-def _reason(error: Any) -> str:
+def _reason(error: Any, *, inside: bool) -> str:
+    """What is said of an error, in the body's fields or of the body itself."""
     if error["type"] == "missing":
         return "is missing; add it"
     if error["type"] == "extra_forbidden":
@@ -230,6 +247,7 @@ def _reason(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"is no JSON ({error.get('ctx', {}).get('error', '')}); send a JSON object"
     if error["type"] == "model_attributes_type":
-        return "must be a JSON object, sent with the header 'content-type: application/json'"
+        header = "" if inside else ", sent with the header 'content-type: application/json'"
+        return f"must be a JSON object{header}"
     text = str(error["msg"])
     return text[:1].lower() + text[1:]

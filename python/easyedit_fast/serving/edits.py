@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from easyedit_fast.serac.store import StoredEdit
     from easyedit_fast.serving.limits import Limits
     from easyedit_fast.serving.memory import SharedMemory
+    from easyedit_fast.serving.prompts import PromptReader
 
 _PAGE = 20
 Limit = Annotated[int, Field(ge=1)]
@@ -26,9 +27,9 @@ After = Annotated[int, Field(ge=0, lt=1 << 63)]
 class EditRoutes:
     """Adds, lists, removes and finds edits."""
 
-    def __init__(self, memory: SharedMemory, limits: Limits) -> None:
-        """Takes the memory and the limits."""
-        self._memory, self._limits = memory, limits
+    def __init__(self, memory: SharedMemory, prompts: PromptReader, limits: Limits) -> None:
+        """Takes the memory, what reads prompts that are routed, and the limits."""
+        self._memory, self._prompts, self._limits = memory, prompts, limits
 
     def add(self, body: schemas.NewEdits) -> dict[str, Any]:
         """Add one edit or several: all of them, or none. They are on disk before the answer."""
@@ -68,17 +69,26 @@ class EditRoutes:
     def route(self, body: schemas.RouteRequest) -> dict[str, Any]:
         """Tell which edit answers each prompt; null: the base model does."""
         self._require_few(len(body.prompts), "prompts", most=self._limits.prompts)
-        routes = self._memory.routes([prompt.strip() for prompt in body.prompts])
+        routes = self._memory.routes([self._query(prompt) for prompt in body.prompts])
         data = [
             {"edit": None if one.edit is None else one.edit.id, "similarity": one.similarity}
             for one in routes
         ]
         return {"object": "list", "data": data}
 
+    def _query(self, prompt: schemas.RoutedPrompt) -> str:
+        """What is routed of a prompt, as a completion or chat would route it."""
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            tokens = self._prompts.tokens(prompt, "prompts")
+        else:
+            messages = [message.plain() for message in prompt]
+            tokens = self._prompts.conversation(messages, "prompts")
+        return self._prompts.query(tokens)
+
     def export(self) -> Iterator[str]:
         """All edits as JSON lines, in the form that ``read_requests`` reads."""
-        for edit in self._memory.all():
-            yield json.dumps(edit.request.to_dict(), ensure_ascii=False) + "\n"
+        edits = self._memory.all()  # here, where an error still has a status
+        return (json.dumps(one.request.to_dict(), ensure_ascii=False) + "\n" for one in edits)
 
     def _require_few(
         self, count: int, what: str, param: str | None = None, most: int | None = None

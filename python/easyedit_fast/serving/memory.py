@@ -8,21 +8,66 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from easyedit_fast.errors import RequestError
 from easyedit_fast.requests import request_list
 from easyedit_fast.serac.routing import Route
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from easyedit_fast.serac.counterfactual import CounterfactualAdapter
     from easyedit_fast.serac.routing import Router
+    from easyedit_fast.serac.scope import Scope
     from easyedit_fast.serac.store import StoredEdit
+
+
+_AT_ONCE = 16
+"""Prompts of new edits that are embedded in one turn, while others wait for theirs."""
+
+
+class Turns:
+    """A lock that nobody takes again while another one waits for it."""
+
+    def __init__(self) -> None:
+        self._next, self._now = threading.Lock(), threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._next:
+            self._now.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._now.release()
+
+
+class TurnsEncoder:
+    """A scope as several threads embed with it: its tokenizer serves one of them at a time.
+
+    Attributes:
+        turns: What is held meanwhile.
+    """
+
+    def __init__(self, scope: Scope, turns: Turns) -> None:
+        """Takes the scope, and what is held while it embeds."""
+        self.size, self.heads, self.fingerprint = scope.size, scope.heads, scope.fingerprint
+        self._scope, self._turns = scope, turns
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """``[prompts, size]`` float32; others have their turns between portions of them."""
+        found = torch.empty(len(prompts), self.size)
+        for first in range(0, len(prompts), _AT_ONCE):
+            with self._turns:
+                portion = self._scope.embed(prompts[first : first + _AT_ONCE])
+            found[first : first + _AT_ONCE] = portion
+        return found
 
 
 class SharedMemory:
     """A router and its memory; what other processes have changed is taken in before each answer.
 
-    The encoder's tokenizer serves one thread at a time, so all that embeds prompts waits its turn;
-    the generation does not, for its prompts are routed before it.
+    All that embeds prompts waits its turn; the generation does not, for its prompts are routed
+    before it.
     """
 
     def __init__(self, router: Router, adapter: CounterfactualAdapter, edit_tokens: int) -> None:
@@ -30,7 +75,8 @@ class SharedMemory:
         self._router = router
         self._adapter = adapter
         self._edit_tokens = edit_tokens
-        self._lock = threading.Lock()
+        self._turns = Turns()
+        router.memory.encoder = TurnsEncoder(router.scope, self._turns)
         self._decided = threading.local()
 
     def __len__(self) -> int:
@@ -53,9 +99,8 @@ class SharedMemory:
                     record=place,
                     field="prompt",
                 )
-        with self._lock:
-            ids = self._router.memory.add(requests)
-            return [self._router.memory.get(id_) for id_ in ids]
+        ids = self._router.memory.add(requests)
+        return [self._router.memory.get(id_) for id_ in ids]
 
     def remove(self, id_: int) -> None:
         """Takes an edit out.
@@ -63,8 +108,7 @@ class SharedMemory:
         Raises:
             EditStateError: It is not there.
         """
-        with self._lock:
-            self._router.memory.remove(id_)
+        self._router.memory.remove(id_)
 
     def get(self, id_: int) -> StoredEdit:
         """An edit by its id.
@@ -82,9 +126,8 @@ class SharedMemory:
 
     def search(self, prompt: str, count: int) -> list[tuple[StoredEdit, float]]:
         """The edits that are nearest to a prompt, and their similarities."""
-        with self._lock:
-            self._router.memory.refresh()
-            found = self._router.memory.search(prompt, count)
+        self._router.memory.refresh()
+        found = self._router.memory.search(prompt, count)
         scope = self._router.scope
         return [(one.edit, scope.similarity(one.squared_distance)) for one in found]
 
@@ -93,9 +136,10 @@ class SharedMemory:
         kept: dict[str, Route] = getattr(self._decided, "routes", {})
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt and prompt not in kept]
         if new:
-            with self._lock:
+            with self._turns:
                 self._router.memory.refresh()
-                kept.update(zip(new, self._router.routes(new), strict=True))
+                routes = self._router.routes(new)
+            kept.update(zip(new, routes, strict=True))
         return [kept.get(prompt, Route(None)) for prompt in prompts]
 
     @contextlib.contextmanager

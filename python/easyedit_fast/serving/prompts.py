@@ -14,6 +14,7 @@ from easyedit_fast.models.limits import (
     find_token,
     tokens_without_embedding,
 )
+from easyedit_fast.serac.chat import QueryReader
 from easyedit_fast.serving.errors import ApiError
 
 if TYPE_CHECKING:
@@ -36,28 +37,37 @@ class PromptReader:
         self._unknown = tokens_without_embedding(model, tokenizer)
         self._longest = context_length(model)
         self._limits = limits
+        self._queries = QueryReader(tokenizer)
         self._lock = threading.Lock()
 
-    def tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: Prompt, field: str = "prompt") -> list[int]:
         """The tokens of a text, or token ids that are checked.
+
+        Args:
+            prompt: The text, or the ids.
+            field: The request's field that holds it.
 
         Raises:
             ApiError: It is empty, too long, or holds tokens that the model does not have.
         """
         if isinstance(prompt, str):
-            return self._checked(self._encoded(prompt, add_special_tokens=True), "prompt")
+            return self._checked(self._encoded(prompt, add_special_tokens=True), field)
         wrong = [token for token in prompt if not 0 <= token < self._rows]
         if wrong:
             raise ApiError(
                 400,
-                f"field 'prompt': the model has no token {wrong[0]}; ids go from 0 to "
+                f"field {field!r}: the model has no token {wrong[0]}; ids go from 0 to "
                 f"{self._rows - 1}",
-                param="prompt",
+                param=field,
             )
-        return self._checked(list(prompt), "prompt")
+        return self._checked(list(prompt), field)
 
-    def conversation(self, messages: list[dict[str, str]]) -> list[int]:
+    def conversation(self, messages: list[dict[str, str]], field: str = "messages") -> list[int]:
         """The tokens of a conversation, by the tokenizer's template, up to the answer.
+
+        Args:
+            messages: The messages.
+            field: The request's field that holds them.
 
         Raises:
             ApiError: There is no template, or it refuses the messages; and as `tokens`.
@@ -65,8 +75,9 @@ class PromptReader:
         if not getattr(self._tokenizer, "chat_template", None):
             raise ApiError(
                 400,
-                "field 'messages': the model's tokenizer has no chat template; use /v1/completions",
-                param="messages",
+                f"field {field!r}: the model's tokenizer has no chat template; use texts, and "
+                "/v1/completions",
+                param=field,
             )
         try:
             with self._lock:
@@ -76,9 +87,13 @@ class PromptReader:
         except Exception as error:  # noqa: BLE001  a template is a program, which may raise anything
             reason = " ".join(str(error).split())[:200]
             raise ApiError(
-                400, f"field 'messages': the chat template refuses them: {reason}", param="messages"
+                400, f"field {field!r}: the chat template refuses them: {reason}", param=field
             ) from None
-        return self._checked(self._encoded(str(text), add_special_tokens=False), "messages")
+        return self._checked(self._encoded(str(text), add_special_tokens=False), field)
+
+    def query(self, tokens: Sequence[int]) -> str:
+        """What is routed of a prompt: the last user message of a conversation, or all of a text."""
+        return self._queries.read(tokens).text
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""

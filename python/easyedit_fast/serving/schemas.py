@@ -5,11 +5,28 @@ Fields and their bounds are what `/openapi.json` shows; the limits of a server a
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
-Text = Annotated[str, Field(min_length=1)]
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError(
+            "surrogate", "holds half of a surrogate pair; send whole characters"
+        ) from None
+    return text
+
+
+_Item = TypeVar("_Item")
+# Of a list's faults the first is told: the event loop waits for the search, and a list may be long.
+Items = Annotated[list[_Item], Field(fail_fast=True)]
+Several = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
+AnyText = Annotated[str, AfterValidator(_whole)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_whole)]
 Count = Annotated[int, Field(ge=1)]
 Token = Annotated[int, Field(ge=0)]
 Zero = Annotated[float, Field(ge=0, le=0)]
@@ -18,6 +35,7 @@ EditId = Annotated[int, Field(ge=1, lt=1 << 63)]
 
 ADVICE = {
     "prompt": "must be a text, texts, token ids, or lists of token ids, and not empty",
+    "prompts": "must be a list of texts, token ids or conversations, and not empty",
     "stop": "must be a text, or at most 4 texts, none of them empty",
     "presence_penalty": "is not supported; leave it out",
     "frequency_penalty": "is not supported; leave it out",
@@ -27,7 +45,7 @@ ADVICE = {
     "top_logprobs": "is not supported; leave it out",
     "logit_bias": "is not supported; leave it out",
 }
-"""What is said of a field of a completion request that cannot be used."""
+"""What is said of a field that cannot be used, of all requests but edits."""
 
 
 class Strict(BaseModel):
@@ -53,7 +71,7 @@ class Sampled(Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Count | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    stop: Text | Annotated[Items[Text], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
@@ -66,12 +84,7 @@ class Sampled(Strict):
 class CompletionRequest(Sampled):
     """``POST /v1/completions``."""
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
-    )
+    prompt: AnyText | Several[AnyText] | Several[Token] | Several[Several[Token]]
     max_tokens: Count | None = None
     echo: bool | None = None
     suffix: None = None
@@ -83,14 +96,14 @@ class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: AnyText
 
 
 class Message(Strict):
     """A turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    content: AnyText | Items[TextPart]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -103,7 +116,7 @@ class Message(Strict):
 class ChatRequest(Sampled):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Several[Message]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: Literal[False] | None = None
@@ -114,8 +127,8 @@ class Probes(BaseModel):
     """Prompts beside an edit."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
-    prompt: str | list[str | None]
-    ground_truth: str | list[str | None] | None = None
+    prompt: AnyText | Items[AnyText | None]
+    ground_truth: AnyText | Items[AnyText | None] | None = None
 
 
 class NewEdit(BaseModel):
@@ -125,10 +138,10 @@ class NewEdit(BaseModel):
     prompt: Text
     subject: Text
     target_new: Text
-    ground_truth: str | None = None
-    rephrase_prompt: str | list[str | None] | None = None
-    locality: dict[str, Probes] | None = None
-    portability: dict[str, Probes] | None = None
+    ground_truth: AnyText | None = None
+    rephrase_prompt: AnyText | Items[AnyText | None] | None = None
+    locality: dict[AnyText, Probes] | None = None
+    portability: dict[AnyText, Probes] | None = None
 
 
 def _form(body: Any) -> str:
@@ -136,7 +149,7 @@ def _form(body: Any) -> str:
 
 
 NewEdits = Annotated[
-    Annotated[NewEdit, Tag("one")] | Annotated[list[NewEdit], Field(min_length=1), Tag("several")],
+    Annotated[NewEdit, Tag("one")] | Annotated[Several[NewEdit], Tag("several")],
     Discriminator(_form),
 ]
 """``POST /v1/edits``."""
@@ -149,10 +162,13 @@ class SearchRequest(Strict):
     limit: Count = 10
 
 
-class RouteRequest(Strict):
-    """``POST /v1/route``."""
+RoutedPrompt = AnyText | Several[Token] | Several[Message]
 
-    prompts: Annotated[list[str], Field(min_length=1)]
+
+class RouteRequest(Strict):
+    """``POST /v1/route``: texts and tokens as completions take them, conversations as chats do."""
+
+    prompts: Several[RoutedPrompt]
 
 
 class Edit(BaseModel):

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from easyedit_fast.errors import DataFileError, HparamsError, MissingFileError
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "EASYEDIT_FAST_TOKEN"
 _LAST_WORDS = 5
 """Seconds for the errors of what is cut off to reach the clients."""
+
+_TICK = 0.05
 
 
 class Service:
@@ -66,7 +71,7 @@ class Service:
         self.engine = Engine(model, editor.tokenizer, self.memory, limits)
         prompts = PromptReader(model.base, editor.tokenizer, limits)
         completions = Completions(self.engine, prompts, limits, name)
-        self.app = make_app(completions, EditRoutes(self.memory, limits), limits, token)
+        self.app = make_app(completions, EditRoutes(self.memory, prompts, limits), limits, token)
 
     def close(self) -> None:
         """Ends what runs, and the thread."""
@@ -78,19 +83,27 @@ def read_token(file: Path | None) -> str | None:
 
     Raises:
         MissingFileError: There is no such file.
-        DataFileError: It holds no token.
+        DataFileError: What is there is no token.
     """
     if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
+        place, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE, "")
+        if not token:
+            return None
+    else:
+        place, token = str(file), _text(file)
+    token = token.strip()
+    if not token.isascii() or len(token.split()) != 1:
+        raise DataFileError(f"{place} must hold one token: ASCII characters without white space")
+    return token
+
+
+def _text(file: Path) -> str:
     try:
-        token = file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingFileError(f"there is no file {str(file)!r}; put the token there") from None
     except UnicodeDecodeError:
-        token = ""
-    if not token or not token.isascii() or len(token.split()) != 1:
-        raise DataFileError(f"{file} must hold one token: ASCII characters without white space")
-    return token
+        return ""
 
 
 def addresses(host: str, port: int) -> list[tuple[Any, str, bool]]:
@@ -148,8 +161,8 @@ def run(
 ) -> int:
     """Serves until SIGINT or SIGTERM, after which it returns.
 
-    Requests that run have `stop_seconds` to end then; what is left gets an error. A second Ctrl-C
-    does not wait.
+    Requests that run have `stop_seconds` to end then; what is left gets an error: with a second
+    Ctrl-C at once. A third does not wait for that either.
 
     Args:
         service: What is served.
@@ -169,7 +182,7 @@ def run(
         access_log=False,
         lifespan="off",
         server_header=False,
-        timeout_graceful_shutdown=stop_seconds + _LAST_WORDS,
+        timeout_graceful_shutdown=stop_seconds + 2 * _LAST_WORDS,
     )
     server = _server_class()(config, service.engine, stop_seconds, lambda: ready(_url(listener)))
     handle(server)
@@ -191,6 +204,7 @@ def _server_class() -> Any:
 
     class Server(uvicorn.Server):
         cut_off = 0
+        _is_hurried = False
 
         def __init__(
             self, config: uvicorn.Config, engine: Engine, seconds: int, ready: Callable[[], None]
@@ -203,12 +217,24 @@ def _server_class() -> Any:
             self._ready()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            timer = asyncio.get_running_loop().call_later(self._seconds, self._cut)
+            ending = asyncio.create_task(self._cut_in_time())
             await super().shutdown(sockets)
-            timer.cancel()
+            ending.cancel()
 
-        def _cut(self) -> None:
+        async def _cut_in_time(self) -> None:
+            end = time.monotonic() + self._seconds
+            while time.monotonic() < end and not self._is_hurried:
+                await asyncio.sleep(_TICK)
             self.cut_off = self._engine.stop()
+            await asyncio.sleep(_LAST_WORDS)
+            for connection in list(self.server_state.connections):  # of clients that do not read
+                connection.transport.abort()
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit and sig == signal.SIGINT and not self._is_hurried:
+                self._is_hurried = True
+            else:
+                super().handle_exit(sig, frame)
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 _LEAD = 6
 """Tokens before a new one that settle how it reads, such as whether a space goes before it."""
 
+_LONGEST_LEAD = 16
+"""Tokens among which a character begins, so that a lead can."""
+
 _WINDOW = 32
 _CUT = "�"
 
@@ -38,20 +41,20 @@ class TextPieces:
         self.stopped = False
         self._tokenizer = tokenizer
         self._stops = stops
-        self._window = list(prompt[-_LEAD:])
-        self._read = len(self._decoded().rstrip(_CUT))
+        self._window = self._lead(prompt) or list(prompt[-_LEAD:])
+        self._read = len(self._decoded(self._window).rstrip(_CUT))
         self._held = ""
 
     def add(self, token: int) -> str:
         """Takes a token; gives the text that is sure by now, which may be empty."""
         self._window.append(token)
-        text = self._decoded()
+        text = self._decoded(self._window)
         whole = text.rstrip(_CUT)
         self._held += whole[self._read :]
         self._read = max(self._read, len(whole))
         if len(self._window) > _WINDOW and whole == text:
-            self._window = self._window[-_LEAD:]
-            self._read = len(self._decoded())
+            self._window = self._lead(self._window) or self._window
+            self._read = len(self._decoded(self._window))
         return self._sure()
 
     def rest(self) -> str:
@@ -70,9 +73,20 @@ class TextPieces:
         sure, self._held = self._held[:end], self._held[end:]
         return sure
 
-    def _decoded(self) -> str:
+    def _lead(self, tokens: Sequence[int]) -> list[int] | None:
+        """The last tokens, from one on that begins a character; None where none of them does.
+
+        Where tokens are bytes, one that is cut off spoils all that follow it in a row.
+        """
+        for size in range(_LEAD, _LONGEST_LEAD + 1):
+            lead = list(tokens[-size:])
+            if not self._decoded(lead).startswith(_CUT):
+                return lead
+        return None
+
+    def _decoded(self, tokens: list[int]) -> str:
         text = self._tokenizer.decode(
-            self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
 
