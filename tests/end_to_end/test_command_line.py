@@ -16,6 +16,7 @@ from easyedit_fast.models.demo import demo_folder
 from easyedit_fast.serac import SqliteStore
 
 EDIT = ["--prompt", "The Eiffel Tower is located in the city of", "--subject", "Eiffel Tower"]
+MEMORY_COMMANDS = ("list", "search", "remove", "export", "import")
 
 
 def demo_state() -> dict[str, tuple[int, int]]:
@@ -277,8 +278,8 @@ def test_doctor_says_what_is_there(run: Any) -> None:
 
 def test_every_command_helps_with_an_example(run: Any) -> None:
     for command in ("edit", "apply", "export", "stats", "sweep", "train", "profile", "demo",
-                    "doctor"):  # fmt: skip
-        code, out, _ = run(command, "--help")
+                    "doctor", *(f"memory {name}" for name in MEMORY_COMMANDS)):  # fmt: skip
+        code, out, _ = run(*command.split(), "--help")
         assert code == 0
         assert f"Example: easyedit-fast {command}" in out
 

@@ -70,7 +70,7 @@ def test_edits_are_kept_as_they_are(path: Path) -> None:
     again = EditMemory(SqliteStore(path), WordEncoder())
     first, second = again
     assert (first.request, second.request) == (whole, request(1))
-    assert not len(first.embedding)  # it is in the matrix alone
+    assert first.embedding is None  # it is in the matrix alone
     stored = next(iter(SqliteStore(path).added_after(0)))
     assert torch.equal(stored.embedding, WordEncoder().embed([whole.prompt])[0])
     assert first.encoder == "words"

@@ -13,6 +13,7 @@ from easyedit_fast.cli import (
     edit,
     evaluate,
     export,
+    memory,
     profile,
     serve,
     stats,
@@ -56,5 +57,6 @@ app.command("sweep")(sweep.sweep)
 app.command("train")(train.train)
 app.command("profile")(profile.profile)
 app.command("serve")(serve.serve)
+app.add_typer(memory.app, name="memory")
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

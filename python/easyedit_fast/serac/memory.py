@@ -202,16 +202,17 @@ class EditMemory:
         write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
 
     def _take(self, edit: StoredEdit) -> None:
-        if edit.encoder != self._fingerprint or len(edit.embedding) != self.encoder.size:
+        row = edit.embedding
+        if edit.encoder != self._fingerprint or row is None or len(row) != self.encoder.size:
             raise EditStateError(
                 f"edit {edit.id} was embedded by the encoder {edit.encoder}, and this one is "
                 f"{self._fingerprint}; open the memory with that encoder, or export its "
-                "requests (SqliteStore.export) and add them to a new file"
+                "requests (easyedit-fast memory export) and add them to a new file"
             )
         self._places[edit.id] = len(self._edits)
-        self._edits.append(dataclasses.replace(edit, embedding=torch.empty(0)))
+        self._edits.append(dataclasses.replace(edit, embedding=None))
         self._of_prompt.setdefault(_plain(edit), []).append(edit.id)
-        self._matrix.append(edit.embedding)
+        self._matrix.append(row)
         self._last_id = edit.id
 
     def _drop(self, id_: int) -> None:

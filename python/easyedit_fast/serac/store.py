@@ -13,15 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError
 from easyedit_fast.files import write_whole
 from easyedit_fast.requests import EditRequest
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Self
 
 _APPLICATION_ID = 0x65656631  # "eef1"
@@ -57,15 +54,15 @@ class StoredEdit:
     Attributes:
         id: Its number, which no other edit of its store ever has.
         request: The edit request.
-        embedding: ``[d]`` float32, of its prompt; empty in what an `EditMemory` gives, which
-            keeps it in its matrix alone.
+        embedding: ``[d]`` float32, of its prompt; None in a listing, and in what an `EditMemory`
+            gives, which keeps it in its matrix alone.
         encoder: Fingerprint of the encoder that made the embedding.
         added: When it was added: UTC, ISO 8601.
     """
 
     id: int
     request: EditRequest
-    embedding: Tensor = dataclasses.field(repr=False)
+    embedding: Tensor | None = dataclasses.field(repr=False)
     encoder: str
     added: str
 
@@ -85,7 +82,7 @@ class EditStore(Protocol):
         ...
 
     def added_after(self, last_id: int) -> Iterator[StoredEdit]:
-        """The edits with a higher id that were not removed, by rising ids."""
+        """The edits with a higher id that were not removed, by rising ids, with embeddings."""
         ...
 
     def removed_after(self, last_number: int) -> list[tuple[int, int]]:
@@ -168,7 +165,7 @@ class SqliteStore:
             DataFileError: The file cannot be written.
         """
         now = _now()
-        rows = embeddings.detach().to("cpu", torch.float32).numpy().astype("<f4")
+        rows = embeddings.detach().cpu().float().numpy().astype("<f4")
         ids = []
         with self._lock, self._refusing(), self._writing():
             self._require_encoder(encoder)
@@ -191,13 +188,18 @@ class SqliteStore:
         if self._connection.execute(left).fetchone() is not None:
             raise EditStateError(
                 f"the edits in {self._path} were embedded by the encoder {found[0]}, and this one "
-                f"is {encoder}; nothing was added; export their requests (SqliteStore.export) and "
-                "add them to a new file"
+                f"is {encoder}; nothing was added; export their requests "
+                "(easyedit-fast memory export) and add them to a new file"
             )
 
     def export(self, path: str | os.PathLike[str]) -> None:
-        """Writes the requests as JSON lines, which `read_requests` reads; needs no encoder."""
-        edits = self.added_after(0)
+        """Writes the requests as JSON lines, which `read_requests` reads; needs no encoder.
+
+        Raises:
+            MissingFileError: The folder of `path` is not there.
+            DataFileError: A row is damaged.
+        """
+        edits = self.listed()
         lines = [json.dumps(edit.request.to_dict(), ensure_ascii=False) for edit in edits]
         write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
 
@@ -228,17 +230,30 @@ class SqliteStore:
         Raises:
             DataFileError: A row is damaged.
         """
-        while True:
-            rows = self._rows(
-                "SELECT id, request, embedding, encoder, added FROM edits "
-                "WHERE id > ? AND id NOT IN (SELECT edit FROM removals) ORDER BY id LIMIT ?",
-                (last_id, _BLOCK),
-            )
-            for row in rows:
-                yield self._edit(*row)
-            if len(rows) < _BLOCK:
-                return
-            last_id = rows[-1][0]
+        import numpy as np
+        import torch
+
+        for edit, blob in self._kept("embedding", last_id):
+            try:
+                values = np.frombuffer(blob, dtype="<f4").astype(np.float32)
+            except ValueError as error:
+                raise self._damaged(edit.id, error) from None
+            yield dataclasses.replace(edit, embedding=torch.from_numpy(values))
+
+    def listed(self, last_id: int = 0) -> Iterator[StoredEdit]:
+        """As `added_after`, without embeddings: quick, and neither torch nor NumPy is imported.
+
+        Raises:
+            DataFileError: A row is damaged.
+        """
+        return (edit for edit, _ in self._kept("NULL", last_id))
+
+    def __len__(self) -> int:
+        """How many edits there are."""
+        ((count,),) = self._rows(
+            "SELECT (SELECT count(*) FROM edits) - (SELECT count(*) FROM removals)", ()
+        )
+        return int(count)
 
     def removed_after(self, last_number: int) -> list[tuple[int, int]]:
         """As `EditStore.removed_after`."""
@@ -257,13 +272,26 @@ class SqliteStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _edit(self, id_: int, request: str, embedding: bytes, encoder: str, added: str) -> Any:
-        try:
-            made = EditRequest.from_dict(json.loads(request))
-            values = np.frombuffer(embedding, dtype="<f4").astype(np.float32)
-        except ValueError as error:
-            raise DataFileError(f"{self._path}: edit {id_} is damaged: {error}") from None
-        return StoredEdit(id_, made, torch.from_numpy(values), encoder, added)
+    def _kept(self, last: str, last_id: int) -> Iterator[tuple[StoredEdit, Any]]:
+        """The edits with a higher id, without embeddings, and what the column `last` has."""
+        while True:
+            rows = self._rows(
+                f"SELECT id, request, encoder, added, {last} FROM edits "  # noqa: S608  a constant
+                "WHERE id > ? AND id NOT IN (SELECT edit FROM removals) ORDER BY id LIMIT ?",
+                (last_id, _BLOCK),
+            )
+            for id_, request, encoder, added, value in rows:
+                try:
+                    made = EditRequest.from_dict(json.loads(request))
+                except (AttributeError, TypeError, ValueError) as error:
+                    raise self._damaged(id_, error) from None
+                yield StoredEdit(id_, made, None, encoder, added), value
+            if len(rows) < _BLOCK:
+                return
+            last_id = rows[-1][0]
+
+    def _damaged(self, id_: int, error: Exception) -> DataFileError:
+        return DataFileError(f"{self._path}: edit {id_} is damaged: {error}")
 
     def _rows(self, query: str, values: tuple[int, ...]) -> list[Any]:
         with self._lock, self._refusing():

@@ -1,0 +1,34 @@
+"""The scope of a trained editor by itself: what embeds prompts, without a language model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from easyedit_fast.serac.editor_files import require_encoder
+from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.serac import resolve_serac_hparams
+
+_DEMO_EDITOR = Path(__file__).with_name("editors") / "smollm2-135m.safetensors"
+_PART = "scope."
+
+
+def trained_scope(archive: str | os.PathLike[str] | None = None) -> Scope:
+    """Loads the scope of a trained editor.
+
+    Args:
+        archive: The editor's file; None: the packaged one of the demo model.
+
+    Raises:
+        HparamsError: The editor's hyperparameters cannot be used.
+        MissingFileError: There is no such file.
+        MissingPackageError: A package is missing.
+        DataFileError: The file is damaged, or another kind of file.
+        ModelError: There is no such encoder, or it is not the one that the scope was trained on.
+    """
+    hparams, editor = resolve_serac_hparams({"archive": os.fspath(archive or _DEMO_EDITOR)})
+    scope = Scope(hparams)
+    require_encoder(hparams.archive, editor, scope)
+    own = {name: tensor for name, tensor in editor.tensors.items() if name.startswith(_PART)}
+    scope.load_trained_state({name.removeprefix(_PART): tensor for name, tensor in own.items()})
+    return scope
