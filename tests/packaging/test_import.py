@@ -8,7 +8,7 @@ import sys
 import easyedit_fast
 
 HEAVY = {"accelerate", "numpy", "pydantic", "torch", "transformers"}
-OPTIONAL = {"gguf", "matplotlib", "peft", "tensorboard"}
+OPTIONAL = {"gguf", "matplotlib", "peft", "tensorboard", "usearch"}
 
 IMPORT_ALONE = """
 import json, sys, time

@@ -35,6 +35,7 @@ OPTIONAL = {
     "peft",
     "starlette",
     "tensorboard",
+    "usearch",
     "uvicorn",
 }
 

