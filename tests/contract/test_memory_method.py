@@ -23,6 +23,7 @@ from easyedit_fast.errors import (
 from easyedit_fast.evaluation import Evaluator
 from easyedit_fast.runs import EditJob, Records, score_apart, score_in_one_model
 from easyedit_fast.serac import SqliteStore
+from easyedit_fast.serac.graph import GRAPH_FROM
 from tests.contract.states import assert_state, state_of
 from tests.contract.test_methods import REQUESTS
 
@@ -44,10 +45,12 @@ def editor(demo_model: Any) -> Iterator[Editor]:
     assert_state(model, before)
 
 
-def another(editor: Editor, memory: Any = None) -> Editor:
+def another(editor: Editor, memory: Any = None, hparams: Any = None) -> Editor:
     """A second editor on the same model, in the place of the first."""
     editor.method.close()
-    made = Editor(editor.method.base, editor.tokenizer, method="serac", memory=memory)
+    made = Editor(
+        editor.method.base, editor.tokenizer, method="serac", memory=memory, hparams=hparams
+    )
     editor.method = made.method  # which the fixture closes
     return made
 
@@ -309,3 +312,24 @@ def test_scoring_and_generating_in_two_threads(editor: Editor) -> None:
         assert [continued(editor, prompt) for prompt in (FACT.prompt, OTHER)] == expected
     thread.join()
     assert found == [scores] * 3
+
+
+@pytest.mark.slow
+def test_a_large_memory_is_searched_by_a_graph(editor: Editor, tmp_path: Path) -> None:
+    path = tmp_path / "edits.sqlite"
+    scope: Any = editor.method.memory.encoder
+    rows = torch.nn.functional.normalize(torch.randn(GRAPH_FROM, scope.size), dim=1)
+    held = [EditRequest(f"The number {n} is", f"{n}", "odd") for n in range(GRAPH_FROM)]
+    SqliteStore(path).add(held, rows, scope.fingerprint)
+    plain = continued(editor, OTHER)
+    hparams = {"memory_index": "approximate"}
+    large = another(editor, path, hparams=hparams)
+    assert Path(f"{path}.index").exists()
+    large.edit([FACT], evaluate=False)
+    assert continued(large, FACT.prompt).strip().startswith("Rome")
+    assert continued(large, OTHER) == plain
+    again = another(large, path, hparams=hparams)
+    (route,) = again.method._router.routes([FACT.prompt])
+    assert route.edit is not None
+    assert route.edit.request == FACT
+    again.method.close()
