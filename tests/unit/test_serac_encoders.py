@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from easyedit_fast.serac.cross_encoder import CrossEncoder
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.scope import Scope
 from tests.unit.serac_encoders import write_encoder
@@ -74,3 +75,20 @@ def test_a_scope_of_any_encoder_embeds_and_learns(encoder: Any, keys: dict[str, 
     restored = Scope(SERACHparams(**own))
     restored.load_trained_state(scope.trained_state())
     assert restored.fingerprint == scope.fingerprint
+
+
+def test_a_cross_encoder_of_any_encoder_reads_pairs_and_learns(encoder: Any) -> None:
+    own: dict[str, Any] = {"cls_rank": 4, "cross_attend": True, **encoder, "pooling": "mean"}
+    scope = CrossEncoder(SERACHparams(**own))
+    edits = ["The mother tongue of Ada is", "Ada", "a long one " * 80]
+    queries = ["Ada speaks " * 40, "Ada", "a long one " * 79 + "that ends otherwise"]
+    together = scope(edits, queries)
+    for score, edit, query in zip(together, edits, queries, strict=True):
+        torch.testing.assert_close(score, scope([edit], [query])[0], rtol=1e-3, atol=1e-5)
+        assert score != scope([query], ["Ada is"])[0]
+    together.sum().backward()
+    learned = [one for one in scope.encoder.parameters() if one.requires_grad]
+    assert any(one.grad is not None and one.grad.abs().sum() > 0 for one in learned)
+    restored = CrossEncoder(SERACHparams(**own))
+    restored.load_trained_state(scope.trained_state())
+    assert restored.pair_similarities(edits, queries) == scope.pair_similarities(edits, queries)

@@ -1,7 +1,11 @@
-"""The scope: what an embedding depends on, how prompts are scored, and what is trained."""
+"""The scope: what an embedding depends on, how prompts are scored, and what is trained.
+
+What both kinds keep to is asked of both; see `AnyScope`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,28 +23,33 @@ from easyedit_fast.errors import (
     ModelError,
 )
 from easyedit_fast.models.sentence_encoders import encoder_origin, load_sentence_encoder
+from easyedit_fast.serac.cross_encoder import CrossEncoder
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.memory import EditMemory
+from easyedit_fast.serac.routing import Router
 from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.scopes import make_scope
 from easyedit_fast.serac.store import SqliteStore
 from tests.unit.serac_encoders import write_encoder
 
 PROMPTS = ["The mother tongue of Ada is", "Ada speaks", "Paris", "The capital of Norland is Rome"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+both_kinds = pytest.mark.parametrize("cross", [False, True], ids=["embeddings", "cross-encoder"])
 
 
 @pytest.fixture(scope="module")
-def made(sentence_encoder: Path) -> Callable[..., Scope]:
+def made(sentence_encoder: Path) -> Callable[..., Any]:
     """Makes a scope on a small random encoder."""
 
-    def make(**keys: Any) -> Scope:
-        return Scope(SERACHparams(**{"cls_name": str(sentence_encoder), "cls_rank": 4, **keys}))
+    def make(**keys: Any) -> Any:
+        hparams = SERACHparams(**{"cls_name": str(sentence_encoder), "cls_rank": 4, **keys})
+        return make_scope(hparams, torch.device("cpu"))
 
     return make
 
 
-def changed(scope: Scope) -> Scope:
+def changed(scope: Any) -> Any:
     """The same with other values in all that is trained."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -50,7 +59,7 @@ def changed(scope: Scope) -> Scope:
     return scope
 
 
-def test_an_embedding_is_the_mean_of_the_last_hidden_states(made: Callable[..., Scope]) -> None:
+def test_an_embedding_is_the_mean_of_the_last_hidden_states(made: Callable[..., Any]) -> None:
     scope = made(cos=False, pooling="mean")
     for prompt in PROMPTS:
         tokens = scope._tokenizer(prompt, return_tensors="pt")
@@ -59,7 +68,7 @@ def test_an_embedding_is_the_mean_of_the_last_hidden_states(made: Callable[..., 
         torch.testing.assert_close(scope.embed([prompt])[0], expected)
 
 
-def test_an_embedding_does_not_depend_on_the_others(made: Callable[..., Scope]) -> None:
+def test_an_embedding_does_not_depend_on_the_others(made: Callable[..., Any]) -> None:
     scope = made()
     together = scope.embed(PROMPTS)
     for row, prompt in zip(together, PROMPTS, strict=True):
@@ -69,7 +78,7 @@ def test_an_embedding_does_not_depend_on_the_others(made: Callable[..., Scope]) 
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("keys", [{"cos": True}, {"cos": False}, {"cos": False, "square": False}])
 def test_distances_are_easyedits(
-    made: Callable[..., Scope], heads: int, keys: dict[str, bool]
+    made: Callable[..., Any], heads: int, keys: dict[str, bool]
 ) -> None:
     scope = made(dist_heads=heads, bound_embeds=True, **keys)
     plain = made(dist_heads=1, cos=False, pooling="cls")
@@ -90,7 +99,7 @@ def test_distances_are_easyedits(
     torch.testing.assert_close(scores[:, -1], torch.full((len(PROMPTS),), -scale * threshold))
 
 
-def test_similarity_is_the_edit_against_none(made: Callable[..., Scope]) -> None:
+def test_similarity_is_the_edit_against_none(made: Callable[..., Any]) -> None:
     scope = made(cos=False)
     edits, queries = scope.embed(PROMPTS[:1]), scope.embed(PROMPTS[1:])
     with torch.no_grad():
@@ -102,7 +111,7 @@ def test_similarity_is_the_edit_against_none(made: Callable[..., Scope]) -> None
     assert scope.similarity(threshold * 0.99) > 0.5 > scope.similarity(threshold * 1.01)
 
 
-def test_the_fingerprint_is_of_the_embeddings(made: Callable[..., Scope]) -> None:
+def test_the_fingerprint_is_of_the_embeddings(made: Callable[..., Any]) -> None:
     scope = made()
     same = made()
     assert scope.fingerprint == same.fingerprint
@@ -146,41 +155,132 @@ def test_memories_of_the_packaged_encoder_are_known_by_its_weights_alone() -> No
     assert encoder_origin(load_sentence_encoder("minilm")[0], scope._tokenizer) != scope.origin
 
 
+def pairs(scope: Any) -> list[float]:
+    """The similarities of all pairs of the prompts."""
+    return list(scope.pair_similarities(*zip(*itertools.product(PROMPTS, PROMPTS), strict=True)))
+
+
+@both_kinds
 @pytest.mark.parametrize("keys", [{}, {"freeze": 1}, {"cls_rank": None, "freeze": 1}])
 def test_what_is_trained_is_kept_and_put_back(
-    made: Callable[..., Scope], keys: dict[str, Any]
+    made: Callable[..., Any], keys: dict[str, Any], cross: bool
 ) -> None:
+    keys = {**keys, "cross_attend": cross}
     scope, other = changed(made(**keys)), made(**keys)
-    assert not torch.allclose(scope.embed(PROMPTS), other.embed(PROMPTS))
+    assert pairs(scope) != pytest.approx(pairs(other), abs=1e-3)
     state = {name: tensor.clone() for name, tensor in scope.trained_state().items()}
     other.load_trained_state(state)
+    assert pairs(scope) == pairs(other)
     assert torch.equal(scope.embed(PROMPTS), other.embed(PROMPTS))
     if keys.get("freeze"):
         layers = {name.split(".layer.")[1][0] for name in state if ".layer." in name}
         assert layers == {"1"}
     with pytest.raises(DataFileError, match="do not fit the encoder"):
-        made(cls_rank=2).load_trained_state(state)
+        made(cls_rank=2, cross_attend=cross).load_trained_state(state)
+    kind = "as an embedding" if cross else "as a cross-encoder"
+    with pytest.raises(DataFileError, match=kind):
+        made(**{**keys, "cross_attend": not cross}).load_trained_state(state)
 
 
-def test_a_gradient_reaches_all_that_is_trained(made: Callable[..., Scope]) -> None:
-    scope = changed(made())
-    embeddings = scope(PROMPTS)
+@both_kinds
+def test_a_gradient_reaches_all_that_is_trained(made: Callable[..., Any], cross: bool) -> None:
+    scope = changed(made(cross_attend=cross))
+    everything = torch.ones(3, 1, dtype=torch.bool)
     functional.cross_entropy(
-        scope.scores(embeddings[1:], embeddings[:1]), torch.tensor([0, 1, 1])
+        scope.answers(PROMPTS[1:], PROMPTS[:1], everything), torch.tensor([0, 1, 1])
     ).backward()
     trained = [parameter for parameter in scope.parameters() if parameter.requires_grad]
     assert len(trained) == 2 + 2 * 2 * 6  # two layers of six projections
     for parameter in trained:
         assert parameter.grad is not None
         assert parameter.grad.abs().max() > 0
+    given = [one for group in scope.parameter_groups(0.1) for one in group["params"]]
+    assert {id(one) for one in given} == {id(one) for one in trained}
 
 
-def test_long_prompts_keep_their_end(made: Callable[..., Scope]) -> None:
-    scope = made()
-    long = "word " * 5000 + PROMPTS[0]
-    assert not torch.allclose(scope.embed([long]), scope.embed(["word " * 5000 + PROMPTS[3]]))
+@both_kinds
+def test_answers_are_those_of_pairs(made: Callable[..., Any], cross: bool) -> None:
+    scope = changed(made(cross_attend=cross))
+    edits, queries = PROMPTS[:3], PROMPTS[1:]
+    seen = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
+    learning = scope.answers(queries, edits, seen)
+    with torch.no_grad():
+        plain = scope.answers(queries, edits, seen)
+    torch.testing.assert_close(learning, plain, rtol=1e-4, atol=1e-5)
+    for (row, query), (column, edit) in itertools.product(enumerate(queries), enumerate(edits)):
+        if not seen[row, column]:
+            assert plain[row, column] == -math.inf
+            continue
+        expected = plain[row, [column, -1]].softmax(0)[0]
+        (found,) = scope.pair_similarities([edit], [query])
+        assert found == pytest.approx(float(expected), rel=1e-4)
+    assert plain[:, -1].isfinite().all()
 
 
+@both_kinds
+def test_routes_are_those_of_pairs(made: Callable[..., Any], cross: bool) -> None:
+    scope = changed(made(cross_attend=cross, cross_candidates=3, pooling="mean"))
+    memory = EditMemory(SqliteStore(None), scope)
+    router = Router(scope, memory)
+    assert router.routes(["Ada"])[0].edit is None
+    edits = [*PROMPTS[:3], "Ada has a horse"]
+    memory.add([{"prompt": text, "subject": text[:3], "target_new": "x"} for text in edits])
+    queries = [*PROMPTS, "Ada has horses", "the"]
+    rows, known = scope.embed(queries), scope.embed(edits)
+    for query, row, route in zip(queries, rows, router.routes(queries), strict=True):
+        near = (known - row).square().sum(1).argsort()[: 3 if cross else 1].tolist()
+        likely = scope.pair_similarities([edits[at] for at in near], [query] * len(near))
+        best = max(likely)
+        assert route.similarity == pytest.approx(best, rel=1e-4, abs=1e-6)
+        chosen = edits[near[likely.index(best)]]
+        assert (route.edit and route.edit.request.prompt) == (chosen if best > 0.5 else None)
+        found = router.search(query, 2)
+        assert found[0][1] == pytest.approx(best, rel=1e-4, abs=1e-6)
+        assert found[0][0].request.prompt == chosen
+        assert found[1][1] <= found[0][1]
+
+
+def test_a_cross_encoder_reads_the_two_prompts_together(made: Callable[..., Any]) -> None:
+    scope = changed(made(cross_attend=True, pooling="mean"))
+    assert isinstance(scope, CrossEncoder)
+    assert scope.fingerprint == made(cls_rank=2, cross_attend=True, pooling="mean").fingerprint
+    for edit, query in itertools.permutations(PROMPTS, 2):
+        tokens = scope._tokenizer(edit, query, return_tensors="pt")
+        with torch.no_grad():
+            state = scope.encoder(**tokens).last_hidden_state[0].mean(0)
+            expected = (scope.head.weight[0] @ state + scope.head.bias[0]).sigmoid()
+        (found,) = scope.pair_similarities([edit], [query])
+        assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_cross_encoder_looks_at_the_nearest_alone(made: Callable[..., Any]) -> None:
+    scope = made(cross_attend=True)
+    rows = scope.embed(PROMPTS)
+    alike = rows @ rows.T
+    everything = torch.ones(4, 4, dtype=torch.bool)
+    seen = scope.looked_at(PROMPTS, PROMPTS, everything, 2)
+    nearest = alike.argsort(1, descending=True)[:, :2]
+    assert torch.equal(seen, torch.zeros_like(seen).scatter(1, nearest, value=True))
+    others = ~torch.eye(4, dtype=torch.bool)
+    assert not (scope.looked_at(PROMPTS, PROMPTS, others, 4) & ~others).any()
+    assert not scope.looked_at(PROMPTS, PROMPTS, others, 0).any()
+    assert made().looked_at(PROMPTS, PROMPTS, others, 0) is others
+
+
+def test_a_classifiers_encoder_is_taken(made: Callable[..., Any]) -> None:
+    keys = {"cross_attend": True, "cls_class": "AutoModelForSequenceClassification"}
+    assert pairs(made(**keys)) == pairs(made(cross_attend=True))
+
+
+@both_kinds
+def test_long_prompts_keep_their_end(made: Callable[..., Any], cross: bool) -> None:
+    scope = changed(made(cross_attend=cross))
+    long = ["word " * 5000 + end for end in (PROMPTS[0], PROMPTS[3])]
+    first, second = scope.pair_similarities(PROMPTS[:1] * 2, long)
+    assert first != pytest.approx(second, rel=1e-4)
+
+
+@both_kinds
 @pytest.mark.parametrize(
     ("keys", "error", "text"),
     [
@@ -191,10 +291,10 @@ def test_long_prompts_keep_their_end(made: Callable[..., Scope]) -> None:
     ],
 )
 def test_what_cannot_be_used_is_refused(
-    made: Callable[..., Scope], keys: dict[str, Any], error: type[Exception], text: str
+    made: Callable[..., Any], keys: dict[str, Any], error: type[Exception], text: str, cross: bool
 ) -> None:
     with pytest.raises(error, match=text):
-        made(**keys)
+        made(cross_attend=cross, **keys)
 
 
 def test_the_missing_encoder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,10 @@ from tests.unit.test_mend_training import requests
 from tests.unit.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+both_kinds = pytest.mark.parametrize(
+    "small", [False, True], ids=["embeddings", "cross-encoder"], indirect=True
+)
+"""Of scopes: asked of a trainee whose scope is a cross-encoder, too."""
 
 
 @pytest.fixture
@@ -48,13 +52,16 @@ def no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def small(sentence_encoder: Path) -> Any:
+def small(sentence_encoder: Path, request: pytest.FixtureRequest) -> Any:
     """Makes a trainee on a small model."""
+    cross = getattr(request, "param", False)
 
     def make(**keys: Any) -> SeracTrainee:
         hparams = {
             "cls_name": str(sentence_encoder),
             "cls_rank": 4,
+            "cross_attend": cross,
+            "cross_candidates": 3,
             "cntr_rank": 4,
             "batch_size": 4,
             "max_iters": 4,
@@ -196,6 +203,7 @@ def test_the_adapters_losses(small: Any) -> None:
     assert locality > 1e-4
 
 
+@both_kinds
 def test_gradients_reach_both_parts_and_no_weight(small: Any) -> None:
     trainee = turned(small())
     trainee.step(trainee.prepare(0, [0, 1, 2, 3]))[0].backward()
@@ -223,6 +231,7 @@ def test_one_part_can_be_trained_alone(small: Any, part: str, tmp_path: Path) ->
     assert changed == {part}
 
 
+@both_kinds
 def test_a_run_that_goes_on_ends_with_the_same_editor(small: Any, tmp_path: Path) -> None:
     whole = small()
     weights = {name: one.clone() for name, one in whole.adapter.model.state_dict().items()}
@@ -238,8 +247,9 @@ def test_a_run_that_goes_on_ends_with_the_same_editor(small: Any, tmp_path: Path
         assert torch.equal(one, weights[name]) or "lora" in name
 
 
+@both_kinds
 def test_training_learns(small: Any, tmp_path: Path) -> None:
-    trainee = small(max_iters=60, val_interval=20, model_save_pt=20, lr=2e-2)
+    trainee = small(max_iters=60, val_interval=20, model_save_pt=20, lr=2e-2, cls_lr=5e-3)
     before = trainee.validate()
     result = train(trainee, trainee.hparams, tmp_path, about={})
     assert set(result.values) == set(VALUES)
@@ -252,10 +262,12 @@ def test_training_learns(small: Any, tmp_path: Path) -> None:
     )
 
 
+@both_kinds
 def test_a_validation_without_edits_in_scope_changes_nothing(small: Any) -> None:
     trainee = turned(small())
+    cross = trainee.hparams.cross_attend
     with torch.no_grad():
-        trainee.scope.threshold.fill_(-1.0)
+        (trainee.scope.head.bias if cross else trainee.scope.threshold).fill_(-100.0)
     values = trainee.validate()
     assert values["locality/acc_val"] == values["scope/locality_val"] == 1.0
     assert values["loss/loc_val"] == pytest.approx(0.0, abs=1e-6)
@@ -263,6 +275,7 @@ def test_a_validation_without_edits_in_scope_changes_nothing(small: Any) -> None
     assert values["scope/rewrite_val"] == values["scope/rephrase_val"] == 0.0
 
 
+@both_kinds
 def test_a_file_holds_both_parts(small: Any, tmp_path: Path) -> None:
     trainee = turned(small())
     path = tmp_path / "editor.safetensors"
@@ -280,14 +293,15 @@ def test_a_file_holds_both_parts(small: Any, tmp_path: Path) -> None:
         load_parts(read_editor(path).tensors, other.scope, other.adapter)
 
 
+@both_kinds
 def test_an_archive_is_begun_with(small: Any, tmp_path: Path) -> None:
     trainee = turned(small())
     path = tmp_path / "editor.safetensors"
     trainee.write_editor(path, {})
     other = small(archive=str(path))
-    torch.testing.assert_close(
-        other.scope.embed(["one"]), trainee.scope.embed(["one"]), rtol=1e-2, atol=1e-2
-    )
+    pair = ["one"], ["Ada speaks one"]
+    expected = trainee.scope.pair_similarities(*pair)
+    assert other.scope.pair_similarities(*pair) == pytest.approx(expected, rel=1e-2, abs=1e-2)
     assert other.description()["archive_sha256"] != trainee.description()["archive_sha256"]
 
 
@@ -338,7 +352,9 @@ def test_nan_names_the_record(small: Any) -> None:
     assert caught.value.record == place
 
 
-def test_what_cannot_be_trained_on_is_refused(small: Any, sentence_encoder: Path) -> None:
+def test_what_cannot_be_trained_on_is_refused(
+    small: Any, sentence_encoder: Path, tmp_path: Path
+) -> None:
     bare = EditRequest(prompt="Ada speaks", subject="Ada", target_new="French")
     keys = {"cls_name": str(sentence_encoder), "batch_size": 2}
     model, tokenizer = tiny_model("llama", max_position_embeddings=256), own_tokenizer()
@@ -346,6 +362,9 @@ def test_what_cannot_be_trained_on_is_refused(small: Any, sentence_encoder: Path
         serac_trainee(model, tokenizer, [*requests(), bare], requests(), hparams=keys)
     with pytest.raises(HparamsError, match="none of the layers"):
         small(cntr_modules=["no_such_layer"])
+    turned(small()).write_editor(path := tmp_path / "editor.safetensors", {})
+    with pytest.raises(DataFileError, match="cross_attend: true"):
+        small(cross_attend=True, archive=str(path))
     with pytest.raises(HparamsError, match="give SERACTrainingHparams"):
         serac_trainee(model, tokenizer, requests(), requests(), hparams=SERACHparams())
 
@@ -372,6 +391,7 @@ def test_the_adapter_leaves_no_trace(small: Any) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@both_kinds
 def test_the_shares_of_processes_add_up(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def of_subject(_: Negatives, place: int, count: int, draw: Any) -> list[str]:
         return [f"prompt {number} of {place}" for number in range(place % 3)]  # not as many of each

@@ -80,12 +80,13 @@ def search(
         raise typer.BadParameter("the prompt is empty; give a text")
     with _opened(file) as store:
         from easyedit_fast.serac.memory import EditMemory
+        from easyedit_fast.serac.routing import Router
         from easyedit_fast.serac.trained import trained_scope
 
         scope = trained_scope(archive)
-        found = EditMemory(store, scope).search(prompt, limit)
-    similarities = [scope.similarity(one.squared_distance) for one in found]
-    edits = [one.edit for one in found]
+        found = Router(scope, EditMemory(store, scope)).search(prompt, limit)
+    edits = [edit for edit, _ in found]
+    similarities = [similarity for _, similarity in found]
     if json:
         pairs = zip(edits, similarities, strict=True)
         told = [{**_told(edit), "similarity": value} for edit, value in pairs]

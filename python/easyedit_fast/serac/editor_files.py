@@ -12,7 +12,7 @@ from torch import Tensor
 
 from easyedit_fast.errors import DataFileError, ModelError
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
-from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.scopes import AnyScope
 from easyedit_fast.training.editors import EditorFile, EditorFormat
 
 _FORMAT = EditorFormat("SERAC")
@@ -58,7 +58,7 @@ def shipped_editor(fingerprint: str) -> Path | None:
     return _FORMAT.shipped(Path(__file__).with_name("editors"), fingerprint)
 
 
-def require_encoder(archive: str | None, editor: EditorFile, scope: Scope) -> None:
+def require_encoder(archive: str | None, editor: EditorFile, scope: AnyScope) -> None:
     """Checks that an editor's scope was trained on this very sentence encoder.
 
     Raises:
@@ -72,7 +72,9 @@ def require_encoder(archive: str | None, editor: EditorFile, scope: Scope) -> No
         )
 
 
-def load_parts(tensors: Mapping[str, Tensor], scope: Scope, adapter: CounterfactualAdapter) -> None:
+def load_parts(
+    tensors: Mapping[str, Tensor], scope: AnyScope, adapter: CounterfactualAdapter
+) -> None:
     """Puts what is trained into its two parts.
 
     Raises:

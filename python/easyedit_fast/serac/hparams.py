@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -60,8 +59,12 @@ class SERACHparams(Hparams):
         cntr_modules: Ends of the names of the linear layers it is on; None: those of attention.
         small_name: Another causal language model that answers from the edits, with the adapter on
             it: a folder, a name on the hub or ``demo``; None: the base model.
-        supervised: Kept for them too; the scope always learns from whose prompt is whose.
-        cross_attend: Kept for them too; only ``false``.
+        supervised: False: the scope is not told whose prompt is whose: both parts learn from what
+            the mixture of the two models answers, and ``forward`` mixes, as by `soft_weighting`.
+        cross_attend: The scope is a cross-encoder: it reads the prompt of an edit and the query
+            together. `cos`, `square`, `bound_embeds` and `dist_heads` then say which edits are
+            near alone.
+        cross_candidates: So many of the nearest edits a cross-encoder reads a query with.
         seed: Of all that is drawn.
         device: Where the model is loaded; None leaves it to the editor.
         model_parallel: Whether the model is spread over all devices.
@@ -88,20 +91,12 @@ class SERACHparams(Hparams):
     cntr_modules: list[str] | None = None
     small_name: PathText | None = None
     supervised: bool = True
-    cross_attend: Literal[False] = False
+    cross_attend: bool = False
+    cross_candidates: PositiveInt = 8
     seed: Annotated[int, pydantic.Field(ge=0, lt=1 << 63)] = 0
     device: int | str | None = None
     model_parallel: bool = False
     fp16: bool = False
-
-    @pydantic.model_validator(mode="after")
-    def _warn_of_others(self) -> SERACHparams:
-        if not self.supervised:
-            warnings.warn(
-                "supervised: false changes nothing: the scope learns from whose prompt is whose",
-                stacklevel=2,
-            )
-        return self
 
     @pydantic.model_validator(mode="after")
     def _graph_of_one_head(self) -> SERACHparams:
@@ -126,12 +121,13 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
         parts: ``both``, the ``scope`` alone, or the ``counterfactual`` adapter alone.
         cls_lr: Adam's learning rate for the scope; None: `lr`.
         cntr_batch_size: Records of a batch that the adapter learns from; None: all of it.
-        use_all_negatives: The other edits of a batch are wrong answers for a rephrased prompt;
-            else only "none of these" is.
+        use_all_negatives: Where `supervised`: the other edits of a batch are wrong answers for a
+            rephrased prompt; else only "none of these" is.
         hard_negatives: Edits beside each of a batch, among those that are nearest to it before
-            training, which its prompts are told apart from.
-        subject_negatives: Prompts about each edit's subject that ask other facts, in the wording
-            of other records; they are in the scope of none.
+            training, which its prompts are told apart from. With `cross_attend` each prompt is
+            read with its own edit and so many of the batch's that are nearest to it.
+        subject_negatives: Where `supervised`: prompts about each edit's subject that ask other
+            facts, in the wording of other records; they are in the scope of none.
     """
 
     parts: Literal["both", "scope", "counterfactual"] = "both"

@@ -52,6 +52,13 @@ class Negatives:
         chosen = draw.permutation(self._near.shape[1])[:count]
         return [int(other) for other in self._near[place, chosen]]
 
+    def beside(self, places: Sequence[int], count: int, draw: Generator) -> list[int]:
+        """Some records, then of each of them some that are nearest to it."""
+        near: dict[int, None] = {}
+        for place in places:
+            near |= dict.fromkeys(self.near(place, count, draw))
+        return [*places, *(place for place in near if place not in places)]
+
     def of_subject(self, place: int, count: int, draw: Generator) -> list[str]:
         """Prompts about a record's subject, in the wording of other records that ask other facts.
 

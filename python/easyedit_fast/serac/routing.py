@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from easyedit_fast.serac.memory import EditMemory, Nearest
-from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.scopes import AnyScope
 from easyedit_fast.serac.store import StoredEdit
 
 
@@ -28,33 +28,41 @@ class Router:
     """A scope and an edit memory.
 
     Attributes:
-        scope: Says how near is near enough.
+        scope: Says which of the nearest edits' scope a prompt is in.
         memory: The edits.
     """
 
-    def __init__(self, scope: Scope, memory: EditMemory) -> None:
+    def __init__(self, scope: AnyScope, memory: EditMemory) -> None:
         """Takes a scope, and a memory whose embeddings it has made."""
         self.scope = scope
         self.memory = memory
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
-        """The route of each prompt: one pass of the encoder, and one product with the memory."""
+        """The route of each prompt: one pass of the encoder, and one product with the memory.
+
+        A cross-encoder takes a pass for each of some nearest edits beside that.
+        """
         if not len(self.memory):
             return [Route(None) for _ in prompts]
-        return [self._route(own) for own in self.memory.nearest(self.scope.embed(prompts))]
+        found = self.memory.nearest(self.scope.embed(prompts), self.scope.candidates)
+        likely = self.scope.similarities(prompts, found)
+        return [_route(*own) for own in zip(found, likely, strict=True)]
+
+    def search(self, prompt: str, count: int = 10) -> list[tuple[StoredEdit, float]]:
+        """The edits whose scope a prompt is most likely in, and their similarities."""
+        query = self.scope.embed([prompt])
+        found = self.memory.nearest(query, max(count, self.scope.candidates))[0]
+        likely = self.scope.similarities([prompt], [found])[0]
+        pairs = [(one.edit, own) for one, own in zip(found, likely, strict=True)]
+        return sorted(pairs, key=lambda pair: -pair[1])[:count]
 
     def pairs(self, edits: Sequence[str], prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt is in the scope of the edit at its place, by the edit's prompt."""
-        texts = list(dict.fromkeys([*edits, *prompts]))
-        rows = dict(zip(texts, self.scope.embed(texts), strict=True))
-        distances = [
-            (rows[edit] - rows[prompt]).view(self.scope.heads, -1).square().sum(1).min()
-            for edit, prompt in zip(edits, prompts, strict=True)
-        ]
-        return [self.scope.similarity(float(distance)) > 0.5 for distance in distances]
+        return [likely > 0.5 for likely in self.scope.pair_similarities(edits, prompts)]
 
-    def _route(self, nearest: Sequence[Nearest]) -> Route:
-        if not nearest:  # the last edit was removed meanwhile
-            return Route(None)
-        similarity = self.scope.similarity(nearest[0].squared_distance)
-        return Route(nearest[0].edit if similarity > 0.5 else None, similarity)
+
+def _route(found: Sequence[Nearest], likely: Sequence[float]) -> Route:
+    if not found:  # the last edit was removed meanwhile
+        return Route(None)
+    best = max(range(len(found)), key=likely.__getitem__)  # the nearest of equals
+    return Route(found[best].edit if likely[best] > 0.5 else None, likely[best])

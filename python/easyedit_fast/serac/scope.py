@@ -10,32 +10,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from easyedit_fast.errors import DataFileError, HparamsError, MissingPackageError
+from easyedit_fast.errors import HparamsError
 from easyedit_fast.models.checksums import weight_checksum
-from easyedit_fast.models.sentence_encoders import (
-    encoder_origin,
-    load_sentence_encoder,
-    pooling_of,
+from easyedit_fast.models.sentence_encoders import encoder_origin, pooling_of
+from easyedit_fast.serac.encoders import (
+    load_encoder,
+    make_trainable,
+    pooled,
+    put_into,
+    trained_parameters,
 )
 from easyedit_fast.serac.hparams import SERACHparams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from easyedit_fast.serac.memory import Nearest
 
-_ADAPTER = "scope"
 _FIRST_SCALE, _FIRST_THRESHOLD = 20.0, 0.35
-_LONGEST = 512
 _AT_ONCE = 128
 _TRAINED = "encoder."
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
-"""Kinds of encoders whose first position is number 2, after that of pads."""
 
 
 class Scope(nn.Module):
@@ -44,16 +43,20 @@ class Scope(nn.Module):
     Attributes:
         size: Numbers of an embedding.
         heads: Equal parts of an embedding; two are as near as the nearest of their parts.
+        candidates: Of the nearest edits it looks at the very nearest alone.
         log_scale: Logarithm of a, a scalar parameter.
         threshold: t, a scalar parameter.
         origin: Of the encoder before it is changed, and of its tokenizer.
     """
 
-    def __init__(self, hparams: SERACHparams) -> None:
+    candidates = 1
+
+    def __init__(self, hparams: SERACHparams, *, trained: bool = True) -> None:
         """Loads the encoder.
 
         Args:
             hparams: The hyperparameters.
+            trained: Whether anything of the encoder is ever trained.
 
         Raises:
             HparamsError: The encoder has no such layers, or no whole parts.
@@ -61,20 +64,18 @@ class Scope(nn.Module):
             ModelError: There is no such encoder.
         """
         super().__init__()
-        encoder, self._tokenizer = load_sentence_encoder(hparams.cls_name, hparams.cls_class)
+        self.encoder, self._tokenizer = load_encoder(hparams)
         self._pooling = hparams.pooling or pooling_of(hparams.cls_name)
         self._hparams = hparams
-        self.size: int = encoder.config.hidden_size
+        self.size: int = self.encoder.config.hidden_size
         self.heads = hparams.dist_heads
         if self.size % self.heads:
             raise HparamsError(
                 f"dist_heads ({self.heads}) must divide the encoder's {self.size} numbers"
             )
-        self.origin = encoder_origin(encoder, self._tokenizer)
-        self.encoder = encoder.requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(hparams.seed)
-            _make_trainable(self.encoder, hparams)
+        self.origin = encoder_origin(self.encoder, self._tokenizer)
+        if trained:
+            make_trainable(self.encoder, hparams)
         self.log_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))
         self.threshold = nn.Parameter(torch.tensor(_FIRST_THRESHOLD))
         self.eval()
@@ -85,7 +86,7 @@ class Scope(nn.Module):
         own = self._hparams
         parts = [own.cos, own.bound_embeds, own.dist_heads, self._pooling]
         digest = hashlib.sha256(f"{self.origin} {parts}".encode())
-        for name, parameter in sorted(self._trained()):
+        for name, parameter in sorted(trained_parameters(self.encoder)):
             digest.update(f"{name} {weight_checksum(parameter)}".encode())
         return digest.hexdigest()
 
@@ -105,20 +106,8 @@ class Scope(nn.Module):
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """The embeddings ``[prompts, size]`` float32, through which gradients flow."""
-        texts = self._tokenizer(
-            list(prompts),
-            return_tensors="pt",
-            padding=True,
-            truncation=True,
-            max_length=_longest(self.encoder.config),
-        ).to(self.encoder.device)
-        states = self.encoder(**texts).last_hidden_state
-        if self._pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            mask = texts["attention_mask"][..., None].to(states.dtype)
-            pooled = (states * mask).sum(1) / mask.sum(1)
-        parts = pooled.float().unflatten(1, (self.heads, -1))
+        states = pooled(self.encoder, self._tokenizer, self._pooling, prompts)
+        parts = states.unflatten(1, (self.heads, -1))
         if self._hparams.bound_embeds:
             parts = parts.tanh()
         if self._hparams.cos:
@@ -153,92 +142,67 @@ class Scope(nn.Module):
             return squared / 2  # of unit vectors: 1 - cos
         return squared if self._hparams.square else squared.clamp_min(1e-12).sqrt()
 
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What of the encoder is trained, under names that do not depend on PEFT."""
-        for name, parameter in self.encoder.named_parameters():
-            if parameter.requires_grad:
-                yield name.replace(f".{_ADAPTER}.weight", ""), parameter
+    def looked_at(
+        self,
+        queries: Sequence[str],
+        edits: Sequence[str],
+        allowed: Tensor,
+        count: int,
+    ) -> Tensor:
+        """As `AnyScope.looked_at`: all that are allowed."""
+        return allowed
+
+    def answers(self, queries: Sequence[str], edits: Sequence[str], looked_at: Tensor) -> Tensor:
+        """As `AnyScope.answers`."""
+        texts = [*edits, *queries]
+        learning = torch.is_grad_enabled()
+        rows = self(texts) if learning else self.embed(texts).to(self.threshold.device)
+        scores = self.scores(rows[len(edits) :], rows[: len(edits)])
+        unseen = functional.pad(~looked_at, (0, 1)).to(scores.device)
+        return scores.masked_fill(unseen, -math.inf)
+
+    def similarities(
+        self,
+        queries: Sequence[str],
+        found: Sequence[Sequence[Nearest]],
+    ) -> list[list[float]]:
+        """As `AnyScope.similarities`."""
+        return [[self.similarity(one.squared_distance) for one in own] for own in found]
+
+    def pair_similarities(self, edits: Sequence[str], queries: Sequence[str]) -> list[float]:
+        """As `AnyScope.pair_similarities`."""
+        texts = list(dict.fromkeys([*edits, *queries]))
+        rows = dict(zip(texts, self.embed(texts), strict=True))
+        distances = [
+            (rows[edit] - rows[query]).view(self.heads, -1).square().sum(1).min()
+            for edit, query in zip(edits, queries, strict=True)
+        ]
+        return [self.similarity(float(distance)) for distance in distances]
+
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        """As `AnyScope.parameter_groups`: the encoder's, then the scale and the threshold."""
+        encoder = [parameter for _, parameter in trained_parameters(self.encoder)]
+        own = [self.log_scale, self.threshold]
+        return [{"params": encoder, "lr": rate}, {"params": own, "lr": 10 * rate}]
 
     def trained_state(self) -> dict[str, Tensor]:
         """All that is trained, by name."""
-        encoder = {f"{_TRAINED}{name}": own.detach() for name, own in self._trained()}
-        return {
-            **encoder,
-            "log_scale": self.log_scale.detach(),
-            "threshold": self.threshold.detach(),
-        }
+        return {name: one.detach() for name, one in self._named().items()}
 
-    @torch.no_grad()
     def load_trained_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts such a state in.
 
         Raises:
             DataFileError: It is not of this scope.
         """
-        own: dict[str, Tensor] = {f"{_TRAINED}{name}": one for name, one in self._trained()}
-        own |= {"log_scale": self.log_scale, "threshold": self.threshold}
-        if own.keys() != tensors.keys() or any(
-            own[name].shape != tensor.shape for name, tensor in tensors.items()
-        ):
-            raise DataFileError(
-                f"the scope's weights do not fit the encoder {self._hparams.cls_name!r}; use the "
-                "hyperparameters that it was trained with"
-            )
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+        put_into(self._named(), tensors, self._hparams)
+
+    def _named(self) -> dict[str, Tensor]:
+        encoder = {f"{_TRAINED}{name}": one for name, one in trained_parameters(self.encoder)}
+        return {**encoder, "log_scale": self.log_scale, "threshold": self.threshold}
 
 
 def _squared_distances(queries: Tensor, edits: Tensor) -> Tensor:
     """``[q, n]``, from ``[q, d]`` and ``[n, d]``."""
     norms = queries.square().sum(1)[:, None] + edits.square().sum(1)
     return (norms - 2 * queries @ edits.T).clamp_min(0)
-
-
-def _longest(config: Any) -> int:
-    """Tokens of a prompt that an encoder reads at most; some have no limit."""
-    limit: int = getattr(config, "max_position_embeddings", None) or _LONGEST
-    if config.model_type in _POSITIONS_AFTER_PADDING:
-        limit -= 2
-    return min(_LONGEST, limit)
-
-
-def _make_trainable(encoder: PreTrainedModel, hparams: SERACHparams) -> None:
-    """Lets what shall be trained require gradients.
-
-    Raises:
-        HparamsError: The encoder has fewer layers than are to be trained.
-        MissingPackageError: The ``peft`` package is not installed.
-    """
-    blocks = next((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), nn.ModuleList())
-    if hparams.freeze is not None and hparams.freeze > len(blocks):
-        raise HparamsError(
-            f"freeze ({hparams.freeze}) is more than the encoder's {len(blocks)} layers"
-        )
-    if hparams.cls_rank is not None:
-        _inject(encoder, hparams.cls_rank, range(len(blocks) - (hparams.freeze or 0), len(blocks)))
-        return
-    trained: Any = encoder if hparams.freeze is None else blocks[-hparams.freeze :]
-    trained.requires_grad_(True)
-    if getattr(encoder, "pooler", None) is not None:  # the embedding does not go through it
-        encoder.pooler.requires_grad_(False)
-
-
-def _inject(encoder: PreTrainedModel, rank: int, layers: Sequence[int]) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise MissingPackageError(
-            'SERAC\'s scope needs the package peft; run: pip install "easyedit-fast[peft]"'
-        ) from None
-    names = [
-        name
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.Linear) and "pooler" not in name
-    ]
-    if layers:
-        own = [f".{layer}." for layer in layers]
-        names = [name for name in names if any(part in f".{name}." for part in own)]
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, lora_dropout=0.0)
-    training = encoder.training
-    inject_adapter_in_model(config, encoder, _ADAPTER)
-    encoder.train(training)

@@ -31,7 +31,7 @@ from easyedit_fast.serac.matrix import Precision
 from easyedit_fast.serac.memory import EditMemory
 from easyedit_fast.serac.model import SeracModel
 from easyedit_fast.serac.routing import Router
-from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.scopes import make_scope
 from easyedit_fast.serac.small import Counterfactual, counterfactual_of
 from easyedit_fast.serac.store import EditStore, SqliteStore
 from easyedit_fast.serac.switched import SwitchedModel
@@ -103,7 +103,7 @@ class Serac:
         )
         warn_of_another_model(self.hparams.archive, editor, self.fingerprint)
         self._archive_sha256 = digest(Path(str(self.hparams.archive)))
-        scope = Scope(self.hparams).to(model.device)
+        scope = make_scope(self.hparams, model.device)
         self.base = model
         self.counterfactual = counterfactual_of(
             self.hparams.small_name, model, tokenizer, self.architecture
@@ -125,9 +125,9 @@ class Serac:
             self._adapter.remove()
             raise
         self._router = Router(scope, self.memory)
-        self.model = _kind_of_model(self.counterfactual)(
-            model, tokenizer, self._router, self._adapter, soft=self.hparams.soft_weighting
-        )
+        soft = self.hparams.soft_weighting or not self.hparams.supervised
+        kind = _kind_of_model(self.counterfactual)
+        self.model = kind(model, tokenizer, self._router, self._adapter, soft=soft)
 
     def close(self) -> None:
         """Takes the adapter out of its model, and closes the memory's file."""

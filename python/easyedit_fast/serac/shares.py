@@ -48,3 +48,26 @@ class AdapterShare:
     outside: list[Answered]
     probes: list[int]
     records: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixtureShare:
+    """What both parts are asked together in this process's share of a batch.
+
+    Attributes:
+        places: Of the edits in the memory: the batch's records, then others that are near to them.
+        own: Among these, the record of each prompt.
+        prompts: A prompt in the scope of each record's edit, then a locality prompt of each.
+        rows: The same with their answers, before any edit's tokens.
+        base: The same among what the unedited model answers.
+        inside: How many of them are in scope.
+        records: Records of the batch that are learned from.
+    """
+
+    places: list[int]
+    own: list[int]
+    prompts: list[str]
+    rows: list[Answered]
+    base: list[int]
+    inside: int
+    records: int

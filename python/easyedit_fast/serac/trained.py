@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from easyedit_fast.serac.editor_files import require_encoder
-from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.scopes import AnyScope, make_scope
 from easyedit_fast.serac.serac import resolve_serac_hparams
 
 _DEMO_EDITOR = Path(__file__).with_name("editors") / "smollm2-135m.safetensors"
 _PART = "scope."
 
 
-def trained_scope(archive: str | os.PathLike[str] | None = None) -> Scope:
+def trained_scope(archive: str | os.PathLike[str] | None = None) -> AnyScope:
     """Loads the scope of a trained editor.
 
     Args:
@@ -27,7 +29,7 @@ def trained_scope(archive: str | os.PathLike[str] | None = None) -> Scope:
         ModelError: There is no such encoder, or it is not the one that the scope was trained on.
     """
     hparams, editor = resolve_serac_hparams({"archive": os.fspath(archive or _DEMO_EDITOR)})
-    scope = Scope(hparams)
+    scope = make_scope(hparams, torch.device("cpu"))
     require_encoder(hparams.archive, editor, scope)
     own = {name: tensor for name, tensor in editor.tensors.items() if name.startswith(_PART)}
     scope.load_trained_state({name.removeprefix(_PART): tensor for name, tensor in own.items()})

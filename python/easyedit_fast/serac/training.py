@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.random import Generator
 from torch import Tensor
-from torch.nn import functional
 
 from easyedit_fast.errors import HparamsError, RecordError
 from easyedit_fast.files import digest
@@ -24,12 +22,14 @@ from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import routed_logits, row_means
 from easyedit_fast.serac.editor_files import load_parts, read_editor, require_encoder, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
+from easyedit_fast.serac.losses import WHAT, mixture_losses, scope_loss
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.questions import as_questions
 from easyedit_fast.serac.scope import Scope
-from easyedit_fast.serac.shares import AdapterShare, ScopeShare
+from easyedit_fast.serac.scopes import make_scope
+from easyedit_fast.serac.shares import AdapterShare, MixtureShare, ScopeShare
 from easyedit_fast.serac.small import counterfactual_of
-from easyedit_fast.serac.training_data import SeracData, unfair_pairs
+from easyedit_fast.serac.training_data import SeracData
 from easyedit_fast.serac.validation import VALUES, validate
 from easyedit_fast.training.batches import draws
 from easyedit_fast.training.editors import EditorFile
@@ -79,8 +79,10 @@ def serac_trainee(
 _QUESTIONS = 0.4
 """So many of the scope's prompts are asked as questions, where they can be."""
 
-_WHAT = "its loss is"
-_Batch = tuple[ScopeShare | None, AdapterShare]
+_REWRITES = 0.25
+"""So many of a cross-encoder's prompts in scope are the edit's own."""
+
+_Batch = tuple[ScopeShare | None, AdapterShare | MixtureShare]
 
 
 class SeracTrainee:
@@ -144,14 +146,14 @@ class SeracTrainee:
             raise error.at(error.record or 0, among=VALIDATION) from error
         archive = None if hparams.archive is None else read_editor(Path(hparams.archive))
         self.records = len(self.data)
-        plain = Scope(hparams).to(model.device)  # with an archive, `scope` is trained
+        plain = Scope(hparams, trained=False).to(model.device)
         self._negatives = Negatives(plain, self.data.requests) if self._learns("scope") else None
         checked = Negatives(plain, self._validation.requests)
         self._others = [
             checked.of_subject(place, 1, draws(hparams.seed, "validation", place))
             for place in range(len(self._validation))
         ]
-        self.scope = Scope(hparams).to(model.device)
+        self.scope = make_scope(hparams, model.device)
         self.adapter = small.adapter(hparams)
         if archive is not None:
             try:
@@ -184,13 +186,10 @@ class SeracTrainee:
         }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The scope's encoder, its scale and threshold, and the adapter."""
+        """The scope's and the adapter."""
         groups: list[dict[str, Any]] = []
         if self._learns("scope"):
-            rate = self.hparams.cls_lr or self.hparams.lr
-            encoder = [p for p in self.scope.encoder.parameters() if p.requires_grad]
-            own = [self.scope.log_scale, self.scope.threshold]
-            groups += [{"params": encoder, "lr": rate}, {"params": own, "lr": 10 * rate}]
+            groups += self.scope.parameter_groups(self.hparams.cls_lr or self.hparams.lr)
         if self._learns("counterfactual") and not self.hparams.freeze_cntr:
             groups.append({"params": self.adapter.parameters(), "lr": self.hparams.lr})
         return groups
@@ -226,6 +225,8 @@ class SeracTrainee:
         )
         rank, ranks = rank_and_ranks()
         own = list(range(rank, len(places), ranks))
+        if not self.hparams.supervised:
+            return None, self._mixture_share(draw, iteration, places, own, rephrases, localities)
         adapter = self._adapter_share(iteration, places, own, rephrases, localities)
         if not self._learns("scope"):
             return None, adapter
@@ -242,9 +243,7 @@ class SeracTrainee:
         """What the scope is asked of the records at `own` among the batch's places."""
         data, hparams = self.data, self.hparams
         assert self._negatives is not None
-        near: dict[int, None] = {}
-        for place in places:
-            near |= dict.fromkeys(self._negatives.near(place, hparams.hard_negatives, draw))
+        memory = self._negatives.beside(places, hparams.hard_negatives, draw)
         others = [
             self._negatives.of_subject(place, hparams.subject_negatives, draw) for place in places
         ]
@@ -257,6 +256,11 @@ class SeracTrainee:
             _asked(data.rephrase_prompts[place][chosen], questions, draw)
             for place, chosen, questions in zip(places, rephrases, same, strict=True)
         ]
+        if hparams.cross_attend:  # an embedding is near to itself, and this has to be learned
+            inside = [
+                data.requests[place].prompt if draw.random() < _REWRITES else text
+                for place, text in zip(places, inside, strict=True)
+            ]
         prompts = [data.locality_prompts[p][at] for p, at in zip(places, localities, strict=True)]
         outside = [_asked(prompt, as_questions(prompt), draw) for prompt in prompts]
         others = [
@@ -267,7 +271,7 @@ class SeracTrainee:
             for of_one, subject, own in zip(others, subjects, same, strict=True)
         ]
         return ScopeShare(
-            [*places, *(place for place in near if place not in places)],
+            memory,
             own,
             [inside[at] for at in own],
             [outside[at] for at in own],
@@ -275,6 +279,27 @@ class SeracTrainee:
             len(places),
             len(places) + sum(map(len, others)),
         )
+
+    def _mixture_share(
+        self,
+        draw: Generator,
+        iteration: int,
+        places: list[int],
+        own: list[int],
+        rephrases: list[int],
+        localities: list[int],
+    ) -> MixtureShare:
+        """What both parts are asked together of the records at `own` among the batch's places."""
+        data = self.data
+        records = min(self.hparams.cntr_batch_size or len(places), len(places))
+        asked = [at for at in own if at < records]
+        pairs = [data.inside(places[at], iteration, rephrases[at]) for at in asked]
+        pairs += [data.locality(places[at], localities[at]) for at in asked]
+        prompts, rows, base = (list(side) for side in zip(*pairs, strict=True))
+        memory = places
+        if self._negatives is not None:
+            memory = self._negatives.beside(places, self.hparams.hard_negatives, draw)
+        return MixtureShare(memory, asked * 2, prompts, rows, base, len(asked), records)
 
     def _adapter_share(
         self,
@@ -290,9 +315,7 @@ class SeracTrainee:
         asked = [at for at in own if at < records]
         learned = [places[at] for at in asked]
         probes = [data.localities[places[at]][localities[at]] for at in asked]
-        rows = [data.rewrites[place] for place in learned]
-        if iteration % 2 == 1:
-            rows = [data.rephrases[places[at]][rephrases[at]] for at in asked]
+        rows = [data.inside(places[at], iteration, rephrases[at])[1] for at in asked]
         outside = [data.probes[probe] for probe in probes]
         return AdapterShare(
             learned,
@@ -313,13 +336,20 @@ class SeracTrainee:
         """
         total = torch.zeros((), device=self.adapter.model.device, requires_grad=True)
         values: dict[str, Tensor] = {}
-        scope, adapter = batch
+        scope, answers = batch
         if scope is not None:
-            loss, right = self._scope_loss(scope)
+            loss, right = scope_loss(self.scope, self.data, scope, self.hparams)
             total = total + loss
             values |= {"loss/scope_train": loss, "scope/acc_train": right}
-        if self._learns("counterfactual"):
-            edit, locality, right = self._adapter_losses(adapter)
+        if isinstance(answers, MixtureShare):
+            *found, routed = mixture_losses(
+                self.scope, self.adapter, self.data, answers, self.hparams
+            )
+            values["scope/acc_train"] = routed
+        else:
+            found = self._adapter_losses(answers) if self._learns("counterfactual") else []
+        if found:
+            edit, locality, right = found
             total = total + self.hparams.cedit * edit + self.hparams.cloc * locality
             values |= {
                 "loss/edit_train": edit,
@@ -329,34 +359,7 @@ class SeracTrainee:
             }
         return total, {"loss/total_train": total, "loss/total_edit_train": total, **values}
 
-    def _scope_loss(self, share: ScopeShare) -> tuple[Tensor, Tensor]:
-        """Cross-entropy over the edits and "none of these", and the share that is right."""
-        requests = [self.data.requests[place] for place in share.places]
-        prompts = [request.prompt for request in requests]
-        others = [text for own in share.others for text in own]
-        asked = [*share.inside, *share.outside, *others]
-        records = len(share.own)
-        owners = [
-            *share.own,
-            *share.own,
-            *(at for at, own in zip(share.own, share.others, strict=True) for _ in own),
-        ]
-        embeddings = self.scope([*prompts, *asked])
-        scores = self.scope.scores(embeddings[len(prompts) :], embeddings[: len(prompts)])
-        unfair = unfair_pairs(asked, requests)
-        if not self.hparams.use_all_negatives:
-            unfair[:records] = True
-        unfair[range(records), share.own] = False
-        unfair[range(2 * records, len(asked)), owners[2 * records :]] = False
-        scores = scores.masked_fill(functional.pad(unfair, (0, 1)).to(scores.device), -math.inf)
-        wanted = torch.tensor(share.own + [len(prompts)] * (len(asked) - records)).to(scores.device)
-        losses = functional.cross_entropy(scores, wanted, reduction="none")
-        require_finite([share.places[at] for at in owners], losses.isfinite(), _WHAT)
-        weights = torch.full_like(losses, 0.5 / share.outsiders)  # half for those outside
-        weights[:records] = 0.5 / share.records
-        return (losses * weights).sum(), ((scores.argmax(1) == wanted) * weights).sum()
-
-    def _adapter_losses(self, share: AdapterShare) -> tuple[Tensor, Tensor, Tensor]:
+    def _adapter_losses(self, share: AdapterShare) -> list[Tensor]:
         """Of the targets after their edit, of KL(base ‖ adapter) elsewhere; and the part right."""
         rows = [*share.targets, *share.outside]
         with frozen(self.adapter.model):  # the adapter learns while it is on
@@ -368,13 +371,9 @@ class SeracTrainee:
             )
             nll, kl = nll_and_divergence(logits, wanted, base.detach())
         edit, locality = row_means(nll, share.targets), row_means(kl, share.outside)
-        require_finite(share.places, (edit + locality).isfinite(), _WHAT)
+        require_finite(share.places, (edit + locality).isfinite(), WHAT)
         right = row_means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
-        return (
-            edit.sum() / share.records,
-            locality.sum() / share.records,
-            right.sum() / share.records,
-        )
+        return [one.sum() / share.records for one in (edit, locality, right)]
 
     def close(self) -> None:
         """Takes the adapter out of its model."""

@@ -29,6 +29,7 @@ class SeracData:
         rewrites: The rewrite prompt of each record, with its target.
         rephrases: Of each record, its rephrase prompts; the rewrite prompt where it has none.
         localities: Of each record, its locality prompts.
+        base: What the unedited model answers: to the locality prompts, then to the others.
     """
 
     def __init__(
@@ -61,7 +62,11 @@ class SeracData:
         numbers = iter(range(len(probes)))
         self.localities = [[next(numbers) for _ in own[2]] for own in texts]
         self.probes = probes
-        self.base = BaseAnswers(unedited or model, probes)
+        known = [*probes, *self.rewrites, *itertools.chain.from_iterable(self.rephrases)]
+        self.base = BaseAnswers(unedited or model, known)
+        numbers = iter(range(len(probes), len(known)))
+        self._base_rewrites = [next(numbers) for _ in self.rewrites]
+        self._base_rephrases = [[next(numbers) for _ in own] for own in self.rephrases]
         self._tokenizer = tokenizer
 
     def __len__(self) -> int:
@@ -71,6 +76,22 @@ class SeracData:
         """A row after the edit of a record."""
         context = edit_context(self._tokenizer, self.requests[place])
         return row.after(context, self._tokenizer.bos_token_id)
+
+    def inside(self, place: int, iteration: int, chosen: int) -> tuple[str, Answered, int]:
+        """What a batch asks of a record's target: the rewrite prompt, or one of the rephrase ones.
+
+        Returns:
+            The prompt, the same with the target, and its place in `base`.
+        """
+        if iteration % 2 == 0:
+            return self.requests[place].prompt, self.rewrites[place], self._base_rewrites[place]
+        prompt, row = self.rephrase_prompts[place][chosen], self.rephrases[place][chosen]
+        return prompt, row, self._base_rephrases[place][chosen]
+
+    def locality(self, place: int, chosen: int) -> tuple[str, Answered, int]:
+        """The same of one of its locality prompts."""
+        probe = self.localities[place][chosen]
+        return self.locality_prompts[place][chosen], self.probes[probe], probe
 
     def digest(self) -> str:
         """SHA-256 over all records."""

@@ -17,7 +17,7 @@ from easyedit_fast.processes import first_tells, rank_and_ranks, sum_over_ranks
 from easyedit_fast.serac.answers import Answered, routed_logits
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.hparams import SERACTrainingHparams
-from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.scopes import AnyScope
 from easyedit_fast.serac.training_data import SeracData, unfair_pairs
 from easyedit_fast.training.validation import (
     COMMON_SUMS,
@@ -61,7 +61,7 @@ class _Routed:
 
 @torch.no_grad()
 def validate(
-    scope: Scope,
+    scope: AnyScope,
     adapter: CounterfactualAdapter,
     data: SeracData,
     others: Sequence[Sequence[str]],
@@ -101,21 +101,26 @@ def validate(
     return _means(dict(zip(sums, totals.tolist(), strict=True)), routed, hparams)
 
 
-def _routes(scope: Scope, data: SeracData, others: Sequence[str]) -> _Routed:
+def _routes(scope: AnyScope, data: SeracData, others: Sequence[str]) -> _Routed:
+    edits = [request.prompt for request in data.requests]
     start = time.perf_counter()
-    edits = scope.embed([request.prompt for request in data.requests])
+    scope.embed(edits)
     seconds = (time.perf_counter() - start) / len(data)
     rephrases = [own[0] for own in data.rephrase_prompts]
     localities = [own[0] for own in data.locality_prompts]
+    asked = [*edits, *rephrases, *localities, *others]
     none = len(data)
-    device = scope.log_scale.device
-    scores = [
-        scope.scores(queries.to(device), edits.to(device)).cpu()
-        for queries in (edits, scope.embed(rephrases), scope.embed(localities), scope.embed(others))
-    ]
+    everything = torch.ones(len(asked), none, dtype=torch.bool)
+    seen = scope.looked_at(asked, edits, everything, scope.candidates)
+    # The loss asks of a rephrase prompt's own edit even where a route would not look at it.
+    owned = seen.clone()
+    owned[range(none, 2 * none), range(none)] = True
+    scores = scope.answers(asked, edits, owned).cpu()
     wanted = torch.tensor([*range(none), *[none] * (none + len(others))])
-    loss = functional.cross_entropy(torch.cat(scores[1:]), wanted)
-    places = [[place if place < none else -1 for place in own.argmax(1).tolist()] for own in scores]
+    loss = functional.cross_entropy(scores[none:], wanted)
+    routed = scores.masked_fill(~functional.pad(seen, (0, 1), value=True), -math.inf).argmax(1)
+    parts = routed.masked_fill(routed == none, -1).split([none, none, none, len(others)])
+    places = [own.tolist() for own in parts]
     fair = ~unfair_pairs(localities, data.requests).any(1)
     kept_out = (torch.tensor(places[2]) == -1)[fair]
     others_out = torch.tensor(places[3]) == -1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from easyedit_fast.serac.counterfactual import CounterfactualAdapter
     from easyedit_fast.serac.routing import Router
-    from easyedit_fast.serac.scope import Scope
+    from easyedit_fast.serac.scopes import AnyScope
     from easyedit_fast.serac.store import StoredEdit
 
 
@@ -48,7 +48,7 @@ class TurnsEncoder:
         turns: What is held meanwhile.
     """
 
-    def __init__(self, scope: Scope, turns: Turns) -> None:
+    def __init__(self, scope: AnyScope, turns: Turns) -> None:
         """Takes the scope, and what is held while it embeds."""
         self.size, self.heads, self.fingerprint = scope.size, scope.heads, scope.fingerprint
         self._scope, self._turns = scope, turns
@@ -125,11 +125,10 @@ class SharedMemory:
         return itertools.dropwhile(lambda edit: edit.id <= after, self._router.memory)
 
     def search(self, prompt: str, count: int) -> list[tuple[StoredEdit, float]]:
-        """The edits that are nearest to a prompt, and their similarities."""
-        self._router.memory.refresh()
-        found = self._router.memory.search(prompt, count)
-        scope = self._router.scope
-        return [(one.edit, scope.similarity(one.squared_distance)) for one in found]
+        """The edits whose scope a prompt is most likely in, and their similarities."""
+        with self._turns:
+            self._router.memory.refresh()
+            return self._router.search(prompt, count)
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
         """The route of each prompt; inside `deciding`, that of a text which was asked is kept."""
