@@ -157,6 +157,20 @@ def test_the_kept_index_is_caught_up(kept: Path, added: list[int]) -> None:
     assert memory.search("The capital of Land0 is", 1)[0].edit.id == 1301
 
 
+def test_an_index_that_is_half_empty_is_made_again(kept: Path, added: list[int]) -> None:
+    memory = approximate(kept)
+    memory.add(requests(1200, 1200))
+    file = kept.with_name("edits.sqlite.index")
+    size = file.stat().st_size
+    added.clear()
+    memory.remove(list(range(1, 1201)))
+    assert added == []
+    memory.remove(list(range(1201, 1211)))
+    assert added == list(range(1211, 2401))
+    same_as_exact(memory, kept)
+    assert file.stat().st_size < 0.6 * size
+
+
 def test_a_damaged_index_is_made_again(kept: Path, added: list[int]) -> None:
     file = kept.with_name("edits.sqlite.index")
     whole = file.read_bytes()

@@ -68,6 +68,11 @@ class NeighbourGraph:
         return bool(self._index.contains(id_))
 
     @property
+    def gaps(self) -> int:
+        """Places of what was removed and nothing has taken since; a search walks through them."""
+        return int(self._index.level_stats(0).nodes) - len(self)
+
+    @property
     def ids(self) -> set[int]:
         """The numbers of the embeddings in it."""
         return set(np.asarray(self._index.keys).tolist())
@@ -194,7 +199,7 @@ class KeptGraph:
         Raises:
             MissingPackageError: The ``usearch`` package is not installed.
         """
-        self._empty = NeighbourGraph(size)
+        self._new = NeighbourGraph(size)
         self._graph: NeighbourGraph | None = None
         self._size, self._encoder = size, encoder
         self._file, self._least = file, least
@@ -211,7 +216,7 @@ class KeptGraph:
         self._touched.add(id_)
 
     def follow(self, wanted: AbstractSet[int], rows: Callable[[Sequence[int]], Tensor]) -> None:
-        """Takes out what is wanted no more, and adds what is new.
+        """Takes out what is wanted no more, and adds what is new; a half empty one is made anew.
 
         Args:
             wanted: The numbers that it is to hold.
@@ -227,6 +232,9 @@ class KeptGraph:
         old = [id_ for id_ in changed if id_ not in wanted and id_ in graph]
         new = [id_ for id_ in changed if id_ in wanted and id_ not in graph]
         graph.remove(old)
+        if old and graph.gaps > max(_CHANGES, len(graph)):
+            graph = self._graph = NeighbourGraph(self._size)
+            new = sorted(wanted)
         for ids in _blocks(new):
             graph.add(ids, rows(ids))
         self._touched.clear()
@@ -253,7 +261,7 @@ class KeptGraph:
                 if all(graph.holds(ids, rows(ids)) for ids in _blocks(known)):
                     return graph
                 _logger.info("the index is made anew: %s is of another memory", self._file)
-        return self._empty
+        return self._new
 
     def _write(self) -> None:
         assert self._graph is not None

@@ -211,7 +211,8 @@ class EditMemory:
 
     def _among(self, query: Tensor, ids: Sequence[int], count: int) -> list[Nearest]:
         """The nearest to a query ``[1, d]`` among the edits that have the prompts of some."""
-        prompts = [_plain(self._edits[self._places[id_]]) for id_ in ids]
+        known = [self._places[id_] for id_ in ids if id_ in self._places]
+        prompts = [_plain(self._edits[place]) for place in known]
         places = [self._places[id_] for prompt in prompts for id_ in self._of_prompt[prompt]]
         values, order = self._matrix.squared_distances(query, places)[0].sort()
         ordered = [places[at] for at in order.tolist()]
