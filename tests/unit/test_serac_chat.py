@@ -136,7 +136,6 @@ TEMPLATES = {
     "llama2": LLAMA2, "mistral": MISTRAL, "gemma": GEMMA, "gemma3": GEMMA3, "phi3": PHI3,
     "phi4": PHI4, "smollm2": SMOLLM2, "zephyr": ZEPHYR, "olmo": OLMO, "vicuna": VICUNA,
 }  # fmt: skip
-NO_END = ("vicuna",)  # nothing ends a user's turn but the answer's beginning
 QUERY = "Which language\n\ndoes Danielle Darrieux speak?"
 
 
@@ -204,10 +203,7 @@ def test_the_last_user_message_is_the_query(tokenizer: Any, name: str, answer: b
     tokenizer.chat_template = TEMPLATES[name]
     for chat in (said(QUERY), said("Oslo?", "Is in Norway.\n", QUERY), said(*"abcdefgh", QUERY)):
         prompt = prompt_of(tokenizer, chat, add_generation_prompt=answer)
-        if name in NO_END and not answer:  # nothing tells where the message ends
-            assert all(found.endswith(f"USER: {QUERY}") for found in queries(tokenizer, prompt))
-        else:
-            assert queries(tokenizer, prompt) == {QUERY}
+        assert queries(tokenizer, prompt) == {QUERY}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -133,11 +133,6 @@ def _joined(
 
     @functools.wraps(forward)  # a loop looks at the names of the arguments
     def run(**given: Any) -> CausalLMOutputWithPast:
-        if given.get("output_hidden_states") or given.get("output_attentions"):
-            raise ModelError(
-                "hidden states and attentions of a batch would be of two models; ask model.base "
-                "for them"
-            )
         rows = len(given["input_ids"])
         own = torch.tensor(routed, device=given["input_ids"].device)
         own = own.repeat_interleave(rows // len(routed))
