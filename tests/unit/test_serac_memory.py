@@ -306,3 +306,17 @@ def test_another_database_stays_as_it_is(tmp_path: Path) -> None:
         SqliteStore(path)
     assert path.read_bytes() == before
     assert not list(tmp_path.glob("other.sqlite-*"))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_removed_takes_no_edit(path: Path, replaced: bool) -> None:
+    memory = EditMemory(SqliteStore(path), WordEncoder())
+    memory.add(request(0))
+    path.unlink()
+    if replaced:
+        SqliteStore(path).close()
+    with pytest.raises(DataFileError, match="was removed or replaced while it was open"):
+        memory.add(request(1))
+    assert [edit.request.subject for edit in memory] == ["Land0"]
+    with pytest.raises(DataFileError, match="nothing was written; open it anew"):
+        memory.remove(1)

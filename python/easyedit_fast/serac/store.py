@@ -115,6 +115,8 @@ class SqliteStore:
         self._path = "the memory" if path is None else str(path)
         self._index_file = None if path is None or read_only else Path(f"{path}.index")
         self._lock = threading.Lock()
+        self._file = None if path is None else Path(path).absolute()
+        self._opened: tuple[int, int] | None = None
         if path is not None:
             _require_place(Path(path), must_be_there=read_only)
         mode = "memory" if path is None else "ro" if read_only else "rwc"
@@ -129,6 +131,7 @@ class SqliteStore:
             )
             try:
                 self._prepare(read_only)
+                self._opened = _identity(self._file)
             except BaseException:
                 self._connection.close()
                 raise
@@ -311,12 +314,20 @@ class SqliteStore:
         """A transaction, which begins as the only writer and ends whole or not at all."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
+            self._require_own_file()
             yield
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:  # not where SQLite has ended it by itself
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _require_own_file(self) -> None:
+        if self._opened is not None and _identity(self._file) != self._opened:
+            raise DataFileError(
+                f"{self._path} was removed or replaced while it was open; nothing was written; "
+                "open it anew"
+            )
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -326,6 +337,14 @@ class SqliteStore:
         except sqlite3.Error as error:
             remedy = "; give another file" if "not a database" in str(error) else ""
             raise DataFileError(f"{self._path}: {error}{remedy}") from error
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """What a file is told from another one of its name by; None where there is none."""
+    if file is None or not file.exists():
+        return None
+    found = file.stat()
+    return found.st_dev, found.st_ino
 
 
 def _require_place(path: Path, *, must_be_there: bool) -> None:
