@@ -84,6 +84,7 @@ def serving(
         finally:
             servers[0].should_exit = True
             thread.join(30)
+            editor.method.close()
             assert not thread.is_alive()
 
 
