@@ -16,9 +16,9 @@ import argparse
 import collections
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import report
 import torch
@@ -50,36 +50,36 @@ TIME_COLUMNS = [
 ]
 
 
+class Asked(NamedTuple):
+    """Prompts, and their embeddings ``[prompts, d]``."""
+
+    prompts: list[str]
+    queries: Tensor
+
+
 def main() -> None:
-    """Parses the options, measures, writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--fill", type=Path, action="append", default=[])
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for embeddings and memories"
-    )
-    parser.add_argument("--sizes", default="10000,20000,50000,100000", help="edits in the memory")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--recall-only", action="store_true")
-    options = parser.parse_args()
+    """Measures, and writes the tables."""
+    options = parsed()
     options.out.mkdir(parents=True, exist_ok=True)
     records = [list(read_requests(file, on_error="skip")) for file in (options.data, *options.fill)]
     sizes = [int(size) for size in options.sizes.split(",")]
     held = edits([one for file in records for one in file], max(sizes))
     scope = trained_scope()
     rows = embedded(scope, [edit.prompt for edit in held], options.out / scope.fingerprint[:16])
-    asked = {
+    prompts = {
         "rephrase": [text for one in records[0] for text in one.rephrase_prompt],
         "locality": [p.prompt for one in records[0] for ps in one.locality.values() for p in ps],
     }
-    queries = {name: scope.embed(prompts) for name, prompts in asked.items()}
+    asked = {name: Asked(texts, scope.embed(texts)) for name, texts in prompts.items()}
     found, times = [], []
     for size in sizes:
         path = memory_file(options.out, held[:size], rows[:size], scope.fingerprint)
         memories, starts = started(path, scope)
-        found += [recall_row(f"{size:,}", name, queries[name], memories) for name in queries]
+        found += [recall_row(f"{size:,}", *pair, memories) for pair in asked.items()]
         if not options.recall_only:
-            times.append(time_row(f"{size:,}", asked["rephrase"], memories, starts, options.rounds))
+            times.append(
+                time_row(f"{size:,}", prompts["rephrase"], memories, starts, options.rounds)
+            )
         for memory in memories.values():
             memory.close()
     notes = [
@@ -92,6 +92,20 @@ def main() -> None:
         notes += ["", "Searching is routing without the encoder's pass."]
         title = "SERAC: the approximate index's time"
         report.write("serac_index_times", title, COMMAND, TIME_COLUMNS, times, notes)
+
+
+def parsed() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--fill", type=Path, action="append", default=[])
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for embeddings and memories"
+    )
+    parser.add_argument("--sizes", default="10000,20000,50000,100000", help="edits in the memory")
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--recall-only", action="store_true")
+    return parser.parse_args()
 
 
 def edits(records: Sequence[EditRequest], size: int) -> list[EditRequest]:
@@ -155,15 +169,13 @@ def started(path: Path, scope: Any) -> tuple[dict[str, EditMemory], dict[str, fl
     return memories, seconds
 
 
-def recall_row(size: str, name: str, queries: Tensor, memories: dict[str, EditMemory]) -> list[str]:
+def recall_row(size: str, name: str, asked: Asked, memories: Mapping[str, EditMemory]) -> list[str]:
     """What the approximate one finds of what the exact one does."""
     scope: Any = memories["exact"].encoder
-    exact, own = ([found[0] for found in memory.nearest(queries)] for memory in memories.values())
+    found = [memory.nearest(asked.queries) for memory in memories.values()]
+    inside = [[own[0] > 0.5 for own in scope.similarities(asked.prompts, all_)] for all_ in found]
     near = [
-        a.squared_distance + _SAME >= b.squared_distance for a, b in zip(exact, own, strict=True)
-    ]
-    inside = [
-        [scope.similarity(one.squared_distance) > 0.5 for one in found] for found in (exact, own)
+        a[0].squared_distance + _SAME >= b[0].squared_distance for a, b in zip(*found, strict=True)
     ]
     apart = [a != b or (a and not as_near) for a, b, as_near in zip(*inside, near, strict=True)]
     recall = sum(near) / len(near)
