@@ -76,3 +76,15 @@ def statistics_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("easyedit_fast.moments.statistics.cache_folder", lambda: folder)
         yield folder
+
+
+@pytest.fixture
+def heeded_signals():
+    """Both signals as a terminal leaves them; a shell has its jobs ignore SIGINT, and theirs."""
+    import signal
+
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -150,6 +150,7 @@ def test_hyperparameters_are_checked_before_the_model_is_loaded(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_with_one_line(
     options: list[str], tmp_path: Path, demo_model: Any, number: int, code: int

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from easyedit_fast.cli.stopping import told_where_stopped
 
 
-@pytest.fixture
-def heeded() -> Iterator[None]:
-    """Both signals as a terminal leaves them; a shell has its jobs ignore SIGINT."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("heeded")
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("text", ["", "stopped at iteration 3"])
 @pytest.mark.parametrize("tell", [True, False])
