@@ -82,3 +82,8 @@ def test_what_cannot_be_used_is_refused(key: str, value: object, text: str) -> N
 def test_an_unknown_key_is_told() -> None:
     with pytest.warns(UserWarning, match="did you mean 'cntr_rank'"):
         SERACHparams(cntr_ranks=4)
+
+
+def test_an_editors_file_does_not_say_how_memories_are_searched() -> None:
+    hparams = SERACTrainingHparams(memory_index="approximate")
+    assert set(hparams.for_edits()) == set(SERACHparams.model_fields) - {"archive", "memory_index"}

@@ -25,12 +25,13 @@ def serve(
         typer.Option(help="SERAC's trained scope and adapter; unless given, the packaged one."),
     ] = None,
     index: Annotated[
-        Literal["exact", "approximate"],
+        Optional[Literal["exact", "approximate"]],  # noqa: UP045
         typer.Option(
             help="How edits are found: by comparing a prompt with all of them, or, in a memory of "
-            "20,000 and more, by a graph, which is quicker and may miss one."
+            "20,000 and more, by a graph, which is quicker and may miss one; unless given, as the "
+            "archive says."
         ),
-    ] = "exact",
+    ] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     host: Annotated[
@@ -109,7 +110,7 @@ def _editor(
     method: str,
     archive: Path | None,
     memory: Path | None,
-    index: str,
+    index: str | None,
     **loading: Any,
 ) -> Any:
     from easyedit_fast.editor import Editor
@@ -125,7 +126,7 @@ def _editor(
     if memory is None:
         print_warning("the edits are kept in this process alone; --memory names a file for them")
     given = {"archive": None if archive is None else str(archive), "memory_index": index}
-    hparams = {name: value for name, value in given.items() if value not in (None, "exact")}
+    hparams = {name: value for name, value in given.items() if value is not None}
     return Editor.from_pretrained(
         model, method=method, hparams=hparams or None, memory=memory, **loading
     )

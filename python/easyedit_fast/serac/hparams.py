@@ -147,5 +147,5 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
 
     def for_edits(self) -> dict[str, Any]:
         """Those that the parts were made with, as `SERACHparams` takes them."""
-        wanted = set(SERACHparams.model_fields) - {"archive"}
+        wanted = set(SERACHparams.model_fields) - {"archive", "memory_index"}
         return {name: value for name, value in self.to_dict().items() if name in wanted}

@@ -49,12 +49,16 @@ class Router:
         return [_route(*own) for own in zip(found, likely, strict=True)]
 
     def search(self, prompt: str, count: int = 10) -> list[tuple[StoredEdit, float]]:
-        """The edits whose scope a prompt is most likely in, and their similarities."""
+        """The edits that are nearest to a prompt, and their similarities.
+
+        Those that a route looks at come first, the likeliest first: above 0.5 it is the route's.
+        """
         query = self.scope.embed([prompt])
         found = self.memory.nearest(query, max(count, self.scope.candidates))[0]
         likely = self.scope.similarities([prompt], [found])[0]
         pairs = [(one.edit, own) for one, own in zip(found, likely, strict=True)]
-        return sorted(pairs, key=lambda pair: -pair[1])[:count]
+        routed, others = pairs[: self.scope.candidates], pairs[self.scope.candidates :]
+        return [*sorted(routed, key=lambda pair: -pair[1]), *others][:count]
 
     def pairs(self, edits: Sequence[str], prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt is in the scope of the edit at its place, by the edit's prompt."""

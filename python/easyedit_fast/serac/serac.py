@@ -31,7 +31,7 @@ from easyedit_fast.serac.matrix import Precision
 from easyedit_fast.serac.memory import EditMemory
 from easyedit_fast.serac.model import SeracModel
 from easyedit_fast.serac.routing import Router
-from easyedit_fast.serac.scopes import make_scope
+from easyedit_fast.serac.scopes import AnyScope, make_scope
 from easyedit_fast.serac.small import Counterfactual, counterfactual_of
 from easyedit_fast.serac.store import EditStore, SqliteStore
 from easyedit_fast.serac.switched import SwitchedModel
@@ -113,14 +113,7 @@ class Serac:
         try:
             require_encoder(self.hparams.archive, editor, scope)
             load_parts(editor.tensors, scope, self._adapter)
-            store = _store(memory)
-            self.memory = EditMemory(
-                store,
-                scope,
-                precision=precision,
-                index=self.hparams.memory_index,
-                index_file=store.index_file if isinstance(store, SqliteStore) else None,
-            )
+            self.memory = self._opened_memory(memory, scope, precision)
         except BaseException:
             self._adapter.remove()
             raise
@@ -128,6 +121,23 @@ class Serac:
         soft = self.hparams.soft_weighting or not self.hparams.supervised
         kind = _kind_of_model(self.counterfactual)
         self.model = kind(model, tokenizer, self._router, self._adapter, soft=soft)
+
+    def _opened_memory(
+        self, memory: MemoryLike, scope: AnyScope, precision: Precision
+    ) -> EditMemory:
+        store = _store(memory)
+        try:
+            return EditMemory(
+                store,
+                scope,
+                precision=precision,
+                index=self.hparams.memory_index,
+                index_file=store.index_file if isinstance(store, SqliteStore) else None,
+            )
+        except BaseException:
+            if store is not memory:
+                store.close()
+            raise
 
     def close(self) -> None:
         """Takes the adapter out of its model, and closes the memory's file."""

@@ -113,7 +113,9 @@ class SqliteStore:
             DataFileError: The file is damaged, of another kind, or of a newer version.
         """
         self._path = "the memory" if path is None else str(path)
-        self._index_file = None if path is None or read_only else Path(f"{path}.index")
+        self._index_file = (
+            None if path is None or read_only else Path(f"{Path(path).absolute()}.index")
+        )
         self._lock = threading.Lock()
         self._file = None if path is None else Path(path).absolute()
         self._opened: tuple[int, int] | None = None
