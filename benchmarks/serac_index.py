@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import report
 import torch
+from safetensors.torch import load_file, save_file
 from timing import interleaved, median_ratio, spread
 from torch import Tensor
 
@@ -131,12 +132,14 @@ def embedded(scope: Any, prompts: Sequence[str], folder: Path) -> Tensor:
     folder.mkdir(exist_ok=True)
     parts = []
     for first in range(0, len(prompts), _BLOCK):
-        part = folder / f"{first:08d}.pt"
+        part = folder / f"{first:08d}.safetensors"
         own = prompts[first : first + _BLOCK]
-        if not part.exists() or len(torch.load(part)) < len(own):
-            torch.save(scope.embed(own), part)
+        rows = load_file(part)["rows"] if part.exists() else torch.empty(0, scope.size)
+        if len(rows) < len(own):
+            rows = scope.embed(own)
+            save_file({"rows": rows}, part)
             print(f"embedded {first + len(own):,} of {len(prompts):,}", flush=True)
-        parts.append(torch.load(part)[: len(own)])
+        parts.append(rows[: len(own)])
     return torch.cat(parts)
 
 

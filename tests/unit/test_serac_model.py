@@ -86,6 +86,11 @@ class Parts:
         start = int(tokens[0] == self.tokenizer.bos_token_id)
         return [*tokens[:start], *context, *tokens[start:]]
 
+    @property
+    def answering(self) -> Any:
+        """The model that answers from edits."""
+        return self.base
+
     @torch.no_grad()
     def expected(self, tokens: list[int], text: str) -> Tensor:
         """The logits at a row's own tokens, by a pass of that row alone."""
@@ -93,7 +98,7 @@ class Parts:
             return self.base(torch.tensor([tokens]), use_cache=False).logits[0]
         wide = self.widened(tokens, text)
         with self.adapter.on():
-            logits = self.base(torch.tensor([wide]), use_cache=False).logits[0]
+            logits = self.answering(torch.tensor([wide]), use_cache=False).logits[0]
         start = int(tokens[0] == self.tokenizer.bos_token_id)
         return torch.cat([logits[:start], logits[start - len(tokens) :]])
 

@@ -50,15 +50,12 @@ class Two(Parts):
     def small(self) -> Any:
         return self.adapter.model
 
-    @torch.no_grad()
+    @property
+    def answering(self) -> Any:
+        return self.small
+
     def expected(self, tokens: list[int], text: str) -> Tensor:
-        if text not in self.router.edits:
-            return self.base(torch.tensor([tokens]), use_cache=False).logits[0]
-        wide = self.widened(tokens, text)
-        with self.adapter.on():
-            logits = self.small(torch.tensor([wide]), use_cache=False).logits[0]
-        start = int(tokens[0] == self.tokenizer.bos_token_id)
-        logits = torch.cat([logits[:start], logits[start - len(tokens) :]])
+        logits = super().expected(tokens, text)
         width = self.base.config.vocab_size
         logits = logits[:, :width]
         gap = logits.new_full((len(logits), width - logits.shape[1]), -torch.inf)
