@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import copy
 import functools
 import math
@@ -186,7 +185,7 @@ def test_the_adapters_losses(small: Any) -> None:
     places = [3, 0, 5, 1]
     total, values = trainee.step(trainee.prepare(1, places))  # an odd one asks rephrase prompts
     data, adapter = trainee.data, trainee.adapter
-    edits, localities = [], []
+    edits, localities, after = [], [], []
     with torch.no_grad():
         for place in places[:3]:
             row = data.with_edit(data.rephrases[place][0], place)
@@ -196,11 +195,50 @@ def test_the_adapters_losses(small: Any) -> None:
             q = answer_logits(adapter, [data.with_edit(probe, place)], [True]).log_softmax(-1)
             p = answer_logits(adapter, [probe], [False]).log_softmax(-1)
             localities.append((p.exp() * (p - q)).sum(-1).mean())
-    edit, locality = torch.stack(edits).mean(), torch.stack(localities).mean()
+            [(row, _)] = data.continued([place], 12)
+            q = answer_logits(adapter, [data.with_edit(row, place)], [True]).log_softmax(-1)
+            p = answer_logits(adapter, [row], [False]).log_softmax(-1)
+            after.append((p.exp() * (p - q)).sum(-1).mean())
+    edit, locality, kept = (torch.stack(own).mean() for own in (edits, localities, after))
     torch.testing.assert_close(values["loss/edit_train"], edit, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(values["loss/loc_train"], locality, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(total, 0.5 * edit + 2.0 * locality, rtol=1e-4, atol=1e-5)
-    assert locality > 1e-4
+    torch.testing.assert_close(values["loss/after_train"], kept, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total, 0.5 * edit + 2.0 * (locality + kept), rtol=1e-4, atol=1e-5)
+    assert min(locality, kept) > 1e-4
+
+
+def test_what_follows_the_targets_is_learned_where_it_is_asked_for(small: Any) -> None:
+    trainee = turned(small(parts="counterfactual", cntr_continuation=0))
+    values = trainee.step(trainee.prepare(0, [0, 1, 2, 3]))[1]
+    assert "loss/after_train" not in values
+    expected = values["loss/edit_train"] + values["loss/loc_train"]
+    torch.testing.assert_close(values["loss/total_train"], expected)
+
+
+def test_targets_are_continued_by_the_unedited_model(small: Any) -> None:
+    trainee = turned(small(parts="counterfactual"))
+    data, model = trainee.data, trainee.adapter.model
+    found = data.continued([4, 1, 4], 6)
+    assert found[0] == found[2] == data.continued([4], 6)[0]
+    for place, (row, at) in zip([4, 1], found, strict=False):
+        asked = data.rewrites[place].tokens
+        plain = model.generate(torch.tensor([asked]), max_new_tokens=6, do_sample=False)[0]
+        assert [*row.tokens] == plain.tolist()
+        assert row.start == len(asked)
+        logits = data.base.logits([at])
+        assert logits.argmax(-1).tolist() == [*row.answer]
+
+
+def test_a_continuation_ends_where_the_model_reads_no_more(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small(parts="counterfactual").data
+    whole = len(data.with_edit(data.rewrites[0], 0).tokens)
+    for room, expected in ((3, 3), (0, 0)):
+        module = "easyedit_fast.serac.training_data.context_length"
+        monkeypatch.setattr(module, lambda _, limit=whole + room: limit)
+        data._continued.clear()
+        assert len(data.continued([0], 6)[0][0].answer) == expected
 
 
 @both_kinds
@@ -335,15 +373,11 @@ def test_nan_names_the_record(small: Any) -> None:
     trainee = turned(small(parts="counterfactual"))
     place = 2
     batch = trainee.prepare(0, [0, 1, place, 3])
-    counts = collections.Counter(
-        token for row in (*batch[1].targets, *batch[1].outside) for token in set(row.tokens)
-    )
+    rows = [*batch[1].targets, *batch[1].outside]  # each four of the four records
     own = next(
-        t
-        for t in batch[1].targets[place].tokens
-        if counts[t] <= 2
-        and not any(t in row.tokens for at, row in enumerate(batch[1].targets) if at != place)
-        and not any(t in row.tokens for at, row in enumerate(batch[1].outside) if at != place)
+        token
+        for token in rows[place].tokens
+        if not any(token in row.tokens for at, row in enumerate(rows) if at % 4 != place)
     )
     with torch.no_grad():
         trainee.adapter.model.get_input_embeddings().weight[own] = math.nan

@@ -121,6 +121,8 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
         parts: ``both``, the ``scope`` alone, or the ``counterfactual`` adapter alone.
         cls_lr: Adam's learning rate for the scope; None: `lr`.
         cntr_batch_size: Records of a batch that the adapter learns from; None: all of it.
+        cntr_continuation: Where `supervised`: after a target the adapter learns to go on as the
+            base model does, over so many tokens; 0: what follows is not learned.
         use_all_negatives: Where `supervised`: the other edits of a batch are wrong answers for a
             rephrased prompt; else only "none of these" is.
         hard_negatives: Edits beside each of a batch, among those that are nearest to it before
@@ -133,6 +135,7 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
     parts: Literal["both", "scope", "counterfactual"] = "both"
     cls_lr: PositiveFloat | None = None
     cntr_batch_size: PositiveInt | None = None
+    cntr_continuation: NonNegativeInt = 12
     use_all_negatives: bool = True
     hard_negatives: NonNegativeInt = 3
     subject_negatives: NonNegativeInt = 2

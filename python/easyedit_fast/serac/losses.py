@@ -70,8 +70,8 @@ def mixture_losses(
     reads (Mitchell et al., arXiv 2206.06520, their code where ``supervised`` is false).
 
     Returns:
-        Negative log-likelihood of the targets, KL(base ‖ mixture) of the locality prompts' answers,
-        the part of the targets' tokens that is right, and of the prompts that go where they
+        Negative log-likelihood of the targets, the part of their tokens that is right, KL(base ‖
+        mixture) of the locality prompts' answers, and the part of the prompts that go where they
         should.
 
     Raises:
@@ -103,8 +103,8 @@ def mixture_losses(
     goal[share.inside :] = -1
     return (
         edit.sum() / share.records,
-        locality.sum() / share.records,
         right.sum() / share.records,
+        locality.sum() / share.records,
         (goes == goal).sum() / (2 * share.records),
     )
 

@@ -38,15 +38,16 @@ class AdapterShare:
     Attributes:
         places: The records.
         targets: A prompt in the scope of each one's edit, after the edit.
-        outside: A locality prompt of each, after the edit.
-        probes: The same prompts' places among all locality prompts.
+        outside: A locality prompt of each, after the edit; then the rewrite prompts with their
+            targets and what the base model says after these, after the edit.
+        base: The same among what the unedited model answers.
         records: Records of the batch that the adapter learns from.
     """
 
     places: list[int]
     targets: list[Answered]
     outside: list[Answered]
-    probes: list[int]
+    base: list[int]
     records: int
 
 

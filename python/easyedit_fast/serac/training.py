@@ -314,14 +314,17 @@ class SeracTrainee:
         records = min(self.hparams.cntr_batch_size or len(places), len(places))
         asked = [at for at in own if at < records]
         learned = [places[at] for at in asked]
-        probes = [data.localities[places[at]][localities[at]] for at in asked]
         rows = [data.inside(places[at], iteration, rephrases[at])[1] for at in asked]
-        outside = [data.probes[probe] for probe in probes]
+        pairs = [data.locality(places[at], localities[at])[1:] for at in asked]
+        owners = learned
+        if self.hparams.cntr_continuation:
+            pairs += data.continued(learned, self.hparams.cntr_continuation)
+            owners = learned * 2
         return AdapterShare(
             learned,
             [data.with_edit(*pair) for pair in zip(rows, learned, strict=True)],
-            [data.with_edit(*pair) for pair in zip(outside, learned, strict=True)],
-            probes,
+            [data.with_edit(row, place) for (row, _), place in zip(pairs, owners, strict=True)],
+            [at for _, at in pairs],
             records,
         )
 
@@ -349,31 +352,36 @@ class SeracTrainee:
         else:
             found = self._adapter_losses(answers) if self._learns("counterfactual") else []
         if found:
-            edit, locality, right = found
-            total = total + self.hparams.cedit * edit + self.hparams.cloc * locality
+            edit, right, locality, *after = found
+            total = total + self.hparams.cedit * edit + self.hparams.cloc * sum(after, locality)
             values |= {
                 "loss/edit_train": edit,
                 "loss/loc_train": locality,
                 "edit/acc_train": right,
                 "edit/log_prob_train": -edit,
             }
+            values |= dict(zip(["loss/after_train"], after, strict=False))
         return total, {"loss/total_train": total, "loss/total_edit_train": total, **values}
 
     def _adapter_losses(self, share: AdapterShare) -> list[Tensor]:
-        """Of the targets after their edit, of KL(base ‖ adapter) elsewhere; and the part right."""
+        """Of the targets after their edit, the part right, and KL(base ‖ adapter) elsewhere.
+
+        Elsewhere is at locality prompts, and after the targets where that is learned.
+        """
         rows = [*share.targets, *share.outside]
         with frozen(self.adapter.model):  # the adapter learns while it is on
             logits, base = routed_logits(
-                self.adapter, self.data.base, rows, [True] * len(rows), share.probes
+                self.adapter, self.data.base, rows, [True] * len(rows), share.base
             )
             wanted = torch.tensor(
                 [token for row in share.targets for token in row.answer], device=logits.device
             )
             nll, kl = nll_and_divergence(logits, wanted, base.detach())
-        edit, locality = row_means(nll, share.targets), row_means(kl, share.outside)
-        require_finite(share.places, (edit + locality).isfinite(), WHAT)
+        edit = row_means(nll, share.targets)
+        kept = row_means(kl, share.outside).split(len(edit))
+        require_finite(share.places, sum(kept, edit).isfinite(), WHAT)
         right = row_means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
-        return [one.sum() / share.records for one in (edit, locality, right)]
+        return [one.sum() / share.records for one in (edit, right, *kept)]
 
     def close(self) -> None:
         """Takes the adapter out of its model."""

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from easyedit_fast.evaluation.decoding import Decoder, Passage
+from easyedit_fast.models.generation import end_ids
+from easyedit_fast.models.limits import context_length
 from easyedit_fast.serac.answers import Answered, BaseAnswers, answered
 from easyedit_fast.serac.counterfactual import edit_context
 from easyedit_fast.training.records import locality_texts
@@ -29,7 +32,8 @@ class SeracData:
         rewrites: The rewrite prompt of each record, with its target.
         rephrases: Of each record, its rephrase prompts; the rewrite prompt where it has none.
         localities: Of each record, its locality prompts.
-        base: What the unedited model answers: to the locality prompts, then to the others.
+        base: What the unedited model answers: to the locality prompts, to the others, and after
+            the targets.
     """
 
     def __init__(
@@ -62,9 +66,10 @@ class SeracData:
         numbers = iter(range(len(probes)))
         self.localities = [[next(numbers) for _ in own[2]] for own in texts]
         self.probes = probes
-        known = [*probes, *self.rewrites, *itertools.chain.from_iterable(self.rephrases)]
-        self.base = BaseAnswers(unedited or model, known)
-        numbers = iter(range(len(probes), len(known)))
+        self._known = [*probes, *self.rewrites, *itertools.chain.from_iterable(self.rephrases)]
+        self.base = BaseAnswers(unedited or model, self._known)
+        self._continued: dict[int, int] = {}
+        numbers = iter(range(len(probes), len(self._known)))
         self._base_rewrites = [next(numbers) for _ in self.rewrites]
         self._base_rephrases = [[next(numbers) for _ in own] for own in self.rephrases]
         self._tokenizer = tokenizer
@@ -92,6 +97,37 @@ class SeracData:
         """The same of one of its locality prompts."""
         probe = self.localities[place][chosen]
         return self.locality_prompts[place][chosen], self.probes[probe], probe
+
+    def continued(self, places: Sequence[int], tokens: int) -> list[tuple[Answered, int]]:
+        """Rewrite prompts with their targets, and so many tokens of the unedited model's after it.
+
+        It chooses the most probable ones, fewer where a text ends or the model reads no more. They
+        are made once.
+
+        Returns:
+            For each record, the row whose answer is those tokens, and its place in `base`.
+
+        Raises:
+            ModelError: The model keeps more of the past than keys and values.
+        """
+        new = [place for place in dict.fromkeys(places) if place not in self._continued]
+        model, limit = self.base.model, context_length(self.base.model)
+        passages = []
+        for place in new:
+            row = self.rewrites[place].tokens
+            room = (
+                tokens
+                if limit is None
+                else limit - len(self.with_edit(self.rewrites[place], place).tokens)
+            )
+            passages.append(Passage(row, len(row), max(0, min(tokens, room))))
+        ends = frozenset(end_ids(model, self._tokenizer))
+        for place, passage, outcome in zip(
+            new, passages, Decoder(model, ends).run(passages), strict=True
+        ):
+            self._continued[place] = len(self._known)
+            self._known.append(Answered([*passage.tokens, *outcome.continuation], passage.start))
+        return [(self._known[at], at) for at in map(self._continued.__getitem__, places)]
 
     def digest(self) -> str:
         """SHA-256 over all records."""

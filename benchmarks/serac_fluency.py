@@ -1,0 +1,111 @@
+r"""What follows an edited answer: SERAC beside the unedited model, ROME and MEND.
+
+    python benchmarks/serac_fluency.py --data counterfact-edit.json --records 200
+
+SERAC has all records in one memory; of ROME and MEND each record has a model of its own. Fluency is
+the n-gram entropy of a text of 100 tokens that begins with the prompt, as the field measures it.
+Beside it, how many greedy answers say the target over and over: more than twice in 30 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import report
+
+from easyedit_fast import Editor, EditRequest, read_requests
+from easyedit_fast.evaluation import Evaluator
+from easyedit_fast.metrics import mean_interval
+
+_TOKENS = 30
+_OFTEN = 3
+_AT_ONCE = 16
+_EXAMPLES = 6
+
+
+def main() -> None:
+    """Parses the options, generates, writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--records", type=int, default=200)
+    parser.add_argument("--archive", type=Path, help="a scope and adapter of ours")
+    options = parser.parse_args()
+    read = read_requests(options.data, limit=options.records)
+    requests = list({request.prompt: request for request in read}.values())
+    hparams = {} if options.archive is None else {"archive": str(options.archive)}
+    editor = Editor.from_pretrained("demo", method="serac", hparams=hparams, device="cpu")
+    rows, texts = serac_rows(editor, requests)
+    for method in ("rome", "mend"):
+        own = Editor.from_pretrained("demo", method=method, device="cpu")
+        metrics = own.edit(requests, isolated=True, generate=False, fluency=True).metrics
+        rows.append([f"{own.method.name}, isolated", fluency([one["post"] for one in metrics]), ""])
+    report.write(
+        "serac_fluency",
+        "SERAC: what follows an edited answer",
+        f"python benchmarks/serac_fluency.py --data {options.data.name} --records "
+        f"{options.records}",
+        ["model", "n-gram entropy, bits", f"target said {_OFTEN} times or more"],
+        rows,
+        [
+            f"{len(requests)} records; means with 95 % intervals. SERAC's first answers:",
+            "",
+            *(f"- {one.prompt} **{text.strip()}**" for one, text in texts[:_EXAMPLES]),
+        ],
+    )
+
+
+def serac_rows(
+    editor: Editor, requests: Sequence[EditRequest]
+) -> tuple[list[list[str]], list[tuple[EditRequest, str]]]:
+    """The rows of the unedited model and of SERAC, and SERAC's answers."""
+    prompts = [request.prompt for request in requests]
+    told = [f"{request.prompt} {request.target_new}" for request in requests]
+    evaluator = Evaluator(editor.method.base, editor.tokenizer)
+    plain = evaluator.score(requests, generate=False, fluency=True)
+    before = answers(editor, told)  # the memory is empty
+    editor.method.memory.add(requests)
+    routing = editor.method.routing(None)
+    edited = evaluator.score(requests, generate=False, fluency=True, routing=routing)
+    after = answers(editor, prompts)
+    wanted = [request.target_new for request in requests]
+    rows = [
+        ["unedited", fluency(plain), ""],
+        ["unedited, after the prompt with its target", "", often(before, wanted, 1)],
+        [f"SERAC, {len(requests)} in the memory", fluency(edited), often(after, wanted)],
+    ]
+    return rows, list(zip(requests, after, strict=True))
+
+
+def answers(editor: Editor, prompts: Sequence[str]) -> list[str]:
+    """Greedy continuations."""
+    found: list[str] = []
+    for first in range(0, len(prompts), _AT_ONCE):
+        batch = editor.tokenizer(
+            list(prompts[first : first + _AT_ONCE]),
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+        )
+        whole = editor.model.generate(**batch, max_new_tokens=_TOKENS, do_sample=False)
+        new = whole[:, batch["input_ids"].shape[1] :]
+        found += editor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return found
+
+
+def fluency(scores: Sequence[dict[str, Any]]) -> str:
+    """The mean n-gram entropy, and its interval."""
+    mean = mean_interval([one["fluency"]["ngram_entropy"] for one in scores])
+    return f"{mean.mean:.2f} ({mean.low:.2f} – {mean.high:.2f})"
+
+
+def often(texts: Sequence[str], targets: Sequence[str], said: int = 0) -> str:
+    """How many texts say their target over and over; it was said so many times before."""
+    counts = [text.count(one) + said for text, one in zip(texts, targets, strict=True)]
+    return f"{sum(count >= _OFTEN for count in counts)} of {len(texts)}"
+
+
+if __name__ == "__main__":
+    main()
