@@ -118,7 +118,7 @@ def test_the_shares_of_processes_add_up(small: Any, monkeypatch: pytest.MonkeyPa
         total = 0.0
         for rank in range(ranks):
             told = functools.partial(lambda *own: own, rank, ranks)
-            monkeypatch.setattr("easyedit_fast.serac.training.rank_and_ranks", told)
+            monkeypatch.setattr("easyedit_fast.serac.drawing.rank_and_ranks", told)
             loss = trainee.step(trainee.prepare(0, PLACES))[0]
             loss.backward()
             total += loss.item()

@@ -47,7 +47,7 @@ both_kinds = pytest.mark.parametrize(
 @pytest.fixture
 def no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """All prompts as they are."""
-    monkeypatch.setattr("easyedit_fast.serac.training._QUESTIONS", 0.0)
+    monkeypatch.setattr("easyedit_fast.serac.drawing._QUESTIONS", 0.0)
 
 
 @pytest.fixture
@@ -437,7 +437,7 @@ def test_the_shares_of_processes_add_up(small: Any, monkeypatch: pytest.MonkeyPa
         total = 0.0
         for rank in range(ranks):
             told = functools.partial(lambda *own: own, rank, ranks)
-            monkeypatch.setattr("easyedit_fast.serac.training.rank_and_ranks", told)
+            monkeypatch.setattr("easyedit_fast.serac.drawing.rank_and_ranks", told)
             loss = trainee.step(trainee.prepare(0, [3, 0, 5, 1]))[0]
             loss.backward()
             total += loss.item()

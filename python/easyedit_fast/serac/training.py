@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.random import Generator
 from torch import Tensor
 
 from easyedit_fast.errors import HparamsError, RecordError
@@ -20,14 +19,14 @@ from easyedit_fast.models.fingerprint import model_fingerprint, tokenizer_finger
 from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import routed_logits, row_means
+from easyedit_fast.serac.drawing import Batch, Drawing
 from easyedit_fast.serac.editor_files import load_parts, read_editor, require_encoder, write_editor
 from easyedit_fast.serac.hparams import SERACTrainingHparams
 from easyedit_fast.serac.losses import WHAT, mixture_losses, scope_loss
 from easyedit_fast.serac.negatives import Negatives
-from easyedit_fast.serac.questions import as_questions
 from easyedit_fast.serac.scope import Scope
 from easyedit_fast.serac.scopes import make_scope
-from easyedit_fast.serac.shares import AdapterShare, MixtureShare, ScopeShare
+from easyedit_fast.serac.shares import AdapterShare, MixtureShare
 from easyedit_fast.serac.small import counterfactual_of
 from easyedit_fast.serac.training_data import SeracData
 from easyedit_fast.serac.validation import VALUES, validate
@@ -74,15 +73,6 @@ def serac_trainee(
         model, tokenizer, requests, validation, resolved, architecture=architecture, **options
     )
     return trainee, resolved
-
-
-_QUESTIONS = 0.4
-"""So many of the scope's prompts are asked as questions, where they can be."""
-
-_REWRITES = 0.25
-"""So many of a cross-encoder's prompts in scope are the edit's own."""
-
-_Batch = tuple[ScopeShare | None, AdapterShare | MixtureShare]
 
 
 class SeracTrainee:
@@ -147,7 +137,8 @@ class SeracTrainee:
         archive = None if hparams.archive is None else read_editor(Path(hparams.archive))
         self.records = len(self.data)
         plain = Scope(hparams, trained=False).to(model.device)
-        self._negatives = Negatives(plain, self.data.requests) if self._learns("scope") else None
+        negatives = Negatives(plain, self.data.requests) if self._learns("scope") else None
+        self._drawing = Drawing(self.data, negatives, hparams)
         checked = Negatives(plain, self._validation.requests)
         self._others = [
             checked.of_subject(place, 1, draws(hparams.seed, "validation", place))
@@ -216,122 +207,14 @@ class SeracTrainee:
         }
         write_editor(path, EditorFile(self.state_dict(), self.hparams.for_edits(), about))
 
-    def prepare(self, iteration: int, places: list[int]) -> _Batch:
+    def prepare(self, iteration: int, places: list[int]) -> Batch:
         """This process's share of a batch: all that is drawn is drawn here."""
-        draw = draws(self.hparams.seed, "batch", iteration)
-        rephrases, localities = (
-            [int(draw.integers(len(own[place]))) for place in places]
-            for own in (self.data.rephrases, self.data.localities)
-        )
-        rank, ranks = rank_and_ranks()
-        own = list(range(rank, len(places), ranks))
-        if not self.hparams.supervised:
-            return None, self._mixture_share(draw, iteration, places, own, rephrases, localities)
-        adapter = self._adapter_share(iteration, places, own, rephrases, localities)
-        if not self._learns("scope"):
-            return None, adapter
-        return self._scope_share(draw, places, own, rephrases, localities), adapter
-
-    def _scope_share(
-        self,
-        draw: Generator,
-        places: list[int],
-        own: list[int],
-        rephrases: list[int],
-        localities: list[int],
-    ) -> ScopeShare:
-        """What the scope is asked of the records at `own` among the batch's places."""
-        data, hparams = self.data, self.hparams
-        assert self._negatives is not None
-        memory = self._negatives.beside(places, hparams.hard_negatives, draw)
-        others = [
-            self._negatives.of_subject(place, hparams.subject_negatives, draw) for place in places
-        ]
-        subjects = [data.requests[place].subject for place in places]
-        same = [
-            as_questions(data.requests[place].prompt, subject)
-            for place, subject in zip(places, subjects, strict=True)
-        ]
-        inside = [
-            _asked(data.rephrase_prompts[place][chosen], questions, draw)
-            for place, chosen, questions in zip(places, rephrases, same, strict=True)
-        ]
-        if hparams.cross_attend:  # an embedding is near to itself, and this has to be learned
-            inside = [
-                data.requests[place].prompt if draw.random() < _REWRITES else text
-                for place, text in zip(places, inside, strict=True)
-            ]
-        prompts = [data.locality_prompts[p][at] for p, at in zip(places, localities, strict=True)]
-        outside = [_asked(prompt, as_questions(prompt), draw) for prompt in prompts]
-        others = [
-            [
-                _asked(prompt, [q for q in as_questions(prompt, subject) if q not in own], draw)
-                for prompt in of_one
-            ]
-            for of_one, subject, own in zip(others, subjects, same, strict=True)
-        ]
-        return ScopeShare(
-            memory,
-            own,
-            [inside[at] for at in own],
-            [outside[at] for at in own],
-            [others[at] for at in own],
-            len(places),
-            len(places) + sum(map(len, others)),
-        )
-
-    def _mixture_share(
-        self,
-        draw: Generator,
-        iteration: int,
-        places: list[int],
-        own: list[int],
-        rephrases: list[int],
-        localities: list[int],
-    ) -> MixtureShare:
-        """What both parts are asked together of the records at `own` among the batch's places."""
-        data = self.data
-        records = min(self.hparams.cntr_batch_size or len(places), len(places))
-        asked = [at for at in own if at < records]
-        pairs = [data.inside(places[at], iteration, rephrases[at]) for at in asked]
-        pairs += [data.locality(places[at], localities[at]) for at in asked]
-        prompts, rows, base = (list(side) for side in zip(*pairs, strict=True))
-        memory = places
-        if self._negatives is not None:
-            memory = self._negatives.beside(places, self.hparams.hard_negatives, draw)
-        return MixtureShare(memory, asked * 2, prompts, rows, base, len(asked), records)
-
-    def _adapter_share(
-        self,
-        iteration: int,
-        places: list[int],
-        own: list[int],
-        rephrases: list[int],
-        localities: list[int],
-    ) -> AdapterShare:
-        """What the adapter is asked of the records at `own` among the batch's places."""
-        data = self.data
-        records = min(self.hparams.cntr_batch_size or len(places), len(places))
-        asked = [at for at in own if at < records]
-        learned = [places[at] for at in asked]
-        rows = [data.inside(places[at], iteration, rephrases[at])[1] for at in asked]
-        pairs = [data.locality(places[at], localities[at])[1:] for at in asked]
-        owners = learned
-        if self.hparams.cntr_continuation:
-            pairs += data.continued(learned, self.hparams.cntr_continuation)
-            owners = learned * 2
-        return AdapterShare(
-            learned,
-            [data.with_edit(*pair) for pair in zip(rows, learned, strict=True)],
-            [data.with_edit(row, place) for (row, _), place in zip(pairs, owners, strict=True)],
-            [at for _, at in pairs],
-            records,
-        )
+        return self._drawing.batch(iteration, places)
 
     def read_ahead(self, iteration: int, places: list[int]) -> None:
         """Nothing is read from a disk."""
 
-    def step(self, batch: _Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's share of the batch's loss, and of its values.
 
         Raises:
@@ -398,10 +281,3 @@ def _require_records_for_all(hparams: SERACTrainingHparams) -> None:
         size = getattr(hparams, name)
         if size is not None and size < ranks:
             raise HparamsError(f"{ranks} processes need a {name} of {ranks}, and it is {size}")
-
-
-def _asked(prompt: str, questions: Sequence[str], draw: Generator) -> str:
-    """A prompt; now and then one of some questions in its place."""
-    if draw.random() >= _QUESTIONS or not questions:
-        return prompt
-    return questions[int(draw.integers(len(questions)))]
