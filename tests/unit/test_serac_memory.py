@@ -227,6 +227,27 @@ def test_threads_lose_nothing(make: Make, path: Path) -> None:
     )
 
 
+def test_readers_do_not_wait_for_a_writer_that_waits(path: Path) -> None:
+    store = SqliteStore(path)
+    memory = EditMemory(store, WordEncoder())
+    memory.add(request(0))
+    waits = threading.Event()
+    store._writer.set_trace_callback(lambda _: waits.set())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writer = threading.Thread(target=memory.add, args=(request(1),))
+        writer.start()
+        assert waits.wait(timeout=60)
+        memory.refresh()
+        assert [edit.request for edit in memory] == [request(0)]
+        assert [edit.id for edit in store.listed()] == [1]
+        assert len(store) == 1
+        assert writer.is_alive(), "it waits for the other one"
+        other.execute("COMMIT")
+    writer.join(timeout=60)
+    assert [edit.request for edit in memory] == requests(2)
+
+
 WRITER = """
 import sys
 from easyedit_fast.serac.memory import EditMemory, Index

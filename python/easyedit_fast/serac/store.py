@@ -97,8 +97,8 @@ class EditStore(Protocol):
 class SqliteStore:
     """Edits in an SQLite file, in WAL mode: one writer at a time, and readers beside it.
 
-    Rows are only ever added: a removal is a row too. One object serves the threads of a process,
-    one after another.
+    Rows are only ever added: a removal is a row too. One object serves the threads of a process:
+    those that read, one after another, and beside them those that write.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, *, read_only: bool = False) -> None:
@@ -116,27 +116,33 @@ class SqliteStore:
         self._index_file = (
             None if path is None or read_only else Path(f"{Path(path).absolute()}.index")
         )
-        self._lock = threading.Lock()
         self._file = None if path is None else Path(path).absolute()
         self._opened: tuple[int, int] | None = None
         if path is not None:
             _require_place(Path(path), must_be_there=read_only)
         mode = "memory" if path is None else "ro" if read_only else "rwc"
-        place = "" if path is None else Path(path).absolute().as_uri()
-        with self._refusing():
-            self._connection = sqlite3.connect(
-                f"{place or 'file:'}?mode={mode}",
-                uri=True,
-                timeout=_PATIENCE,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            try:
-                self._prepare(read_only)
-                self._opened = _identity(self._file)
-            except BaseException:
-                self._connection.close()
-                raise
+        with self._refusing(), contextlib.ExitStack() as failed:
+            # Whoever waits for a writer of another process keeps no reader of this one waiting.
+            self._writer = self._reader = failed.enter_context(self._connected(mode))
+            self._write_lock = self._read_lock = threading.RLock()
+            self._prepare(read_only)
+            self._opened = _identity(self._file)
+            if mode == "rwc":
+                self._reader = failed.enter_context(self._connected("ro"))
+                self._read_lock = threading.RLock()
+                self._require_own_file()
+            failed.pop_all()
+
+    def _connected(self, mode: str) -> contextlib.closing[sqlite3.Connection]:
+        place = "file:" if self._file is None else self._file.as_uri()
+        made = sqlite3.connect(
+            f"{place}?mode={mode}",
+            uri=True,
+            timeout=_PATIENCE,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        return contextlib.closing(made)
 
     def _prepare(self, read_only: bool) -> None:
         """Makes the tables where the file is empty, and checks them where it is not."""
@@ -144,13 +150,13 @@ class SqliteStore:
             self._check()  # before anything of another's file is changed
         if read_only:
             return
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        self._writer.execute("PRAGMA synchronous = FULL")
+        self._writer.execute("PRAGMA foreign_keys = ON")
         with self._writing():
             if self._number("PRAGMA schema_version") == 0:
                 for statement in _SCHEMA:
-                    self._connection.execute(statement)
+                    self._writer.execute(statement)
         self._check()
 
     def _check(self) -> None:
@@ -173,11 +179,11 @@ class SqliteStore:
         now = _now()
         rows = embeddings.detach().cpu().float().numpy().astype("<f4")
         ids = []
-        with self._lock, self._refusing(), self._writing():
+        with self._write_lock, self._refusing(), self._writing():
             self._require_encoder(encoder)
             for request, row in zip(requests, rows, strict=True):
                 text = json.dumps(request.to_dict(), ensure_ascii=False)
-                done = self._connection.execute(
+                done = self._writer.execute(
                     "INSERT INTO edits (added, encoder, request, embedding) VALUES (?, ?, ?, ?)",
                     (now, encoder, text, row.tobytes()),
                 )
@@ -187,11 +193,11 @@ class SqliteStore:
     def _require_encoder(self, encoder: str) -> None:
         """Refuses to mix encoders; while there are edits, the last row's is that of all."""
         last = "SELECT encoder FROM edits ORDER BY id DESC LIMIT 1"
-        found = self._connection.execute(last).fetchone()
+        found = self._writer.execute(last).fetchone()
         if found is None or found[0] == encoder:
             return
         left = "SELECT id FROM edits WHERE id NOT IN (SELECT edit FROM removals) LIMIT 1"
-        if self._connection.execute(left).fetchone() is not None:
+        if self._writer.execute(left).fetchone() is not None:
             raise EditStateError(
                 f"the edits in {self._path} were embedded by the encoder {found[0]}, and this one "
                 f"is {encoder}; nothing was added; export their requests "
@@ -217,9 +223,9 @@ class SqliteStore:
             DataFileError: The file cannot be written.
         """
         now = _now()
-        with self._lock, self._refusing(), self._writing():
+        with self._write_lock, self._refusing(), self._writing():
             for edit in ids:
-                done = self._connection.execute(
+                done = self._writer.execute(
                     "INSERT INTO removals (edit, removed) SELECT id, ? FROM edits "
                     "WHERE id = ? AND id NOT IN (SELECT edit FROM removals)",
                     (now, edit),
@@ -274,8 +280,9 @@ class SqliteStore:
 
     def close(self) -> None:
         """As `EditStore.close`."""
-        with self._lock:
-            self._connection.close()
+        with self._write_lock, self._read_lock:
+            self._reader.close()  # first: who closes last tidies up, which takes a writer
+            self._writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -305,23 +312,23 @@ class SqliteStore:
         return DataFileError(f"{self._path}: edit {id_} is damaged: {error}")
 
     def _rows(self, query: str, values: tuple[int, ...]) -> list[Any]:
-        with self._lock, self._refusing():
-            return self._connection.execute(query, values).fetchall()
+        with self._read_lock, self._refusing():
+            return self._reader.execute(query, values).fetchall()
 
     def _number(self, query: str) -> int:
-        return int(self._connection.execute(query).fetchone()[0])
+        return int(self._writer.execute(query).fetchone()[0])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """A transaction, which begins as the only writer and ends whole or not at all."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._writer.execute("BEGIN IMMEDIATE")
         try:
             self._require_own_file()
             yield
-            self._connection.execute("COMMIT")
+            self._writer.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:  # not where SQLite has ended it by itself
-                self._connection.execute("ROLLBACK")
+            if self._writer.in_transaction:  # not where SQLite has ended it by itself
+                self._writer.execute("ROLLBACK")
             raise
 
     def _require_own_file(self) -> None:
