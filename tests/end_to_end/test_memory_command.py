@@ -14,6 +14,7 @@ import torch
 
 from easyedit_fast import Editor, EditRequest, read_requests
 from easyedit_fast.serac import SqliteStore
+from easyedit_fast.serac.scope import Scope
 from tests.contract.test_methods import REQUESTS
 
 PERU = EditRequest("The capital of Peru is", "Peru", "Oslo", ground_truth="Lima")
@@ -187,13 +188,20 @@ def test_what_is_no_memory_stays_as_it_is(run: Any, memory: Path, tmp_path: Path
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_memory_of_another_encoder(run: Any, memory: Path, tmp_path: Path) -> None:
+def test_a_memory_of_another_encoder(
+    run: Any, memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[object] = []
+    monkeypatch.setattr(Scope, "embed", lambda _, prompts: embedded.append(prompts))
     requests = tmp_path / "requests.jsonl"
     requests.write_text(json.dumps(PERU.to_dict()))
     for command, given in (("import", requests), ("search", "Peru")):
         code, _, err = run("memory", command, memory, given)
         assert code == 2
         assert "embedded by the encoder none" in err
+        assert "name the trained editor of that encoder (--archive" in err
+        assert err.count("\n") == 1
+    assert not embedded, "it is refused before that"
     assert ids_in(memory) == [1, 3, 4, 5, 7]
     code, _, err = run("memory", "search", memory, " ")
     assert code == 2

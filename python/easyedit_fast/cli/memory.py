@@ -164,6 +164,9 @@ def import_(
     from easyedit_fast.serac.trained import trained_scope
 
     scope = trained_scope(archive)
+    if file.exists():
+        with _opened(file) as store:
+            store.require_encoder(scope.fingerprint)
     embeddings = scope.embed([request.prompt for request in read.requests])
     with SqliteStore(file) as store:
         ids = store.add(read.requests, embeddings, scope.fingerprint)

@@ -17,7 +17,7 @@ from easyedit_fast.files import write_whole
 from easyedit_fast.requests import Requests, request_list
 from easyedit_fast.serac.graph import GRAPH_FROM, WIDTH, KeptGraph
 from easyedit_fast.serac.matrix import EmbeddingMatrix, Precision
-from easyedit_fast.serac.store import EditStore, StoredEdit
+from easyedit_fast.serac.store import ENCODER_REMEDY, EditStore, StoredEdit
 
 Index = Literal["exact", "approximate"]
 _QUERIES = 256
@@ -259,8 +259,7 @@ class EditMemory:
         if edit.encoder != self._fingerprint or row is None or len(row) != self.encoder.size:
             raise EditStateError(
                 f"edit {edit.id} was embedded by the encoder {edit.encoder}, and this one is "
-                f"{self._fingerprint}; open the memory with that encoder, or export its "
-                "requests (easyedit-fast memory export) and add them to a new file"
+                f"{self._fingerprint}; {ENCODER_REMEDY}"
             )
         self._places[edit.id] = len(self._edits)
         self._edits.append(dataclasses.replace(edit, embedding=None))

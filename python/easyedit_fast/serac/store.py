@@ -26,6 +26,12 @@ _VERSION = 1
 _PATIENCE = 30.0
 """Seconds that a writer waits for others."""
 
+ENCODER_REMEDY = (
+    "name the trained editor of that encoder (--archive, in Python the hyperparameter "
+    "'archive'), or export the requests (easyedit-fast memory export) and add them to a new file"
+)
+"""What to do with edits of another encoder."""
+
 _BLOCK = 4096
 """Rows that are read at once."""
 
@@ -180,7 +186,7 @@ class SqliteStore:
         rows = embeddings.detach().cpu().float().numpy().astype("<f4")
         ids = []
         with self._write_lock, self._refusing(), self._writing():
-            self._require_encoder(encoder)
+            self.require_encoder(encoder)
             for request, row in zip(requests, rows, strict=True):
                 text = json.dumps(request.to_dict(), ensure_ascii=False)
                 done = self._writer.execute(
@@ -190,18 +196,20 @@ class SqliteStore:
                 ids.append(int(done.lastrowid or 0))
         return ids
 
-    def _require_encoder(self, encoder: str) -> None:
-        """Refuses to mix encoders; while there are edits, the last row's is that of all."""
-        last = "SELECT encoder FROM edits ORDER BY id DESC LIMIT 1"
-        found = self._writer.execute(last).fetchone()
-        if found is None or found[0] == encoder:
+    def require_encoder(self, encoder: str) -> None:
+        """Refuses to mix encoders; while there are edits, the last row's is that of all.
+
+        Raises:
+            EditStateError: The edits there were embedded by another encoder.
+        """
+        found = self._rows("SELECT encoder FROM edits ORDER BY id DESC LIMIT 1")
+        if not found or found[0][0] == encoder:
             return
         left = "SELECT id FROM edits WHERE id NOT IN (SELECT edit FROM removals) LIMIT 1"
-        if self._writer.execute(left).fetchone() is not None:
+        if self._rows(left):
             raise EditStateError(
-                f"the edits in {self._path} were embedded by the encoder {found[0]}, and this one "
-                f"is {encoder}; nothing was added; export their requests "
-                "(easyedit-fast memory export) and add them to a new file"
+                f"the edits in {self._path} were embedded by the encoder {found[0][0]}, and this "
+                f"one is {encoder}; nothing was added; {ENCODER_REMEDY}"
             )
 
     def export(self, path: str | os.PathLike[str]) -> None:
@@ -268,7 +276,7 @@ class SqliteStore:
     def __len__(self) -> int:
         """How many edits there are."""
         ((count,),) = self._rows(
-            "SELECT (SELECT count(*) FROM edits) - (SELECT count(*) FROM removals)", ()
+            "SELECT (SELECT count(*) FROM edits) - (SELECT count(*) FROM removals)"
         )
         return int(count)
 
@@ -311,7 +319,7 @@ class SqliteStore:
     def _damaged(self, id_: int, error: Exception) -> DataFileError:
         return DataFileError(f"{self._path}: edit {id_} is damaged: {error}")
 
-    def _rows(self, query: str, values: tuple[int, ...]) -> list[Any]:
+    def _rows(self, query: str, values: tuple[int, ...] = ()) -> list[Any]:
         with self._read_lock, self._refusing():
             return self._reader.execute(query, values).fetchall()
 
