@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from easyedit_fast.edits import Edit
 from easyedit_fast.errors import EditStateError
-from easyedit_fast.files import write_whole
 from easyedit_fast.serac.memory import EditMemory
+from easyedit_fast.serac.store import write_requests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,8 +79,7 @@ class MemoryEdit(Edit):
 
     def save(self, path: str | Path) -> None:
         """Writes the requests as JSON lines, which `read_requests` reads."""
-        lines = [json.dumps(one.to_dict(), ensure_ascii=False) for one in self.requests]
-        write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
+        write_requests(path, self.requests)
 
     @classmethod
     def load(cls, path: str | Path) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +12,10 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from easyedit_fast.errors import EditStateError
-from easyedit_fast.files import write_whole
 from easyedit_fast.requests import Requests, request_list
 from easyedit_fast.serac.graph import GRAPH_FROM, WIDTH, KeptGraph
 from easyedit_fast.serac.matrix import EmbeddingMatrix, Precision
-from easyedit_fast.serac.store import ENCODER_REMEDY, EditStore, StoredEdit
+from easyedit_fast.serac.store import ENCODER_REMEDY, EditStore, StoredEdit, write_requests
 
 Index = Literal["exact", "approximate"]
 _QUERIES = 256
@@ -251,8 +249,7 @@ class EditMemory:
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Writes the requests as JSONL, which `read_requests` reads, for `add`."""
-        lines = [json.dumps(edit.request.to_dict(), ensure_ascii=False) for edit in self]
-        write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
+        write_requests(path, (edit.request for edit in self))
 
     def _take(self, edit: StoredEdit) -> None:
         row = edit.embedding

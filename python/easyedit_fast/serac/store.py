@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -188,10 +188,9 @@ class SqliteStore:
         with self._write_lock, self._refusing(), self._writing():
             self.require_encoder(encoder)
             for request, row in zip(requests, rows, strict=True):
-                text = json.dumps(request.to_dict(), ensure_ascii=False)
                 done = self._writer.execute(
                     "INSERT INTO edits (added, encoder, request, embedding) VALUES (?, ?, ?, ?)",
-                    (now, encoder, text, row.tobytes()),
+                    (now, encoder, _line(request), row.tobytes()),
                 )
                 ids.append(int(done.lastrowid or 0))
         return ids
@@ -219,9 +218,7 @@ class SqliteStore:
             MissingFileError: The folder of `path` is not there.
             DataFileError: A row is damaged.
         """
-        edits = self.listed()
-        lines = [json.dumps(edit.request.to_dict(), ensure_ascii=False) for edit in edits]
-        write_whole(Path(path), "".join(f"{line}\n" for line in lines).encode())
+        write_requests(path, (edit.request for edit in self.listed()))
 
     def remove(self, ids: Sequence[int]) -> None:
         """As `EditStore.remove`.
@@ -354,6 +351,19 @@ class SqliteStore:
         except sqlite3.Error as error:
             remedy = "; give another file" if "not a database" in str(error) else ""
             raise DataFileError(f"{self._path}: {error}{remedy}") from error
+
+
+def write_requests(path: str | os.PathLike[str], requests: Iterable[EditRequest]) -> None:
+    """Writes requests as JSON lines, which `read_requests` reads; whole or not at all.
+
+    Raises:
+        MissingFileError: The folder of `path` is not there.
+    """
+    write_whole(Path(path), "".join(f"{_line(request)}\n" for request in requests).encode())
+
+
+def _line(request: EditRequest) -> str:
+    return json.dumps(request.to_dict(), ensure_ascii=False)
 
 
 def _identity(file: Path | None) -> tuple[int, int] | None:
