@@ -126,6 +126,9 @@ def test_an_edit_object(editor: Editor, tmp_path: Path) -> None:
     with pytest.raises(EditStateError, match="changes no weight"):
         edit.to_peft(tmp_path / "adapter")
     edit.save(tmp_path / "edits.jsonl")
+    with pytest.raises(EditStateError, match=r"edit\.safetensors: .* name a \.jsonl file"):
+        edit.save(tmp_path / "edit.safetensors")
+    assert not (tmp_path / "edit.safetensors").exists()
     edit.revert()
     assert not edit.is_applied
     with pytest.raises(EditStateError, match="read_requests"):

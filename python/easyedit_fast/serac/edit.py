@@ -78,7 +78,17 @@ class MemoryEdit(Edit):
         self.ids = []
 
     def save(self, path: str | Path) -> None:
-        """Writes the requests as JSON lines, which `read_requests` reads."""
+        """Writes the requests as JSON lines, which `read_requests` reads.
+
+        Raises:
+            EditStateError: The name is that of a file of tensors.
+            MissingFileError: The folder of `path` is not there.
+        """
+        if Path(path).suffix == ".safetensors":
+            raise EditStateError(
+                f"{path}: edits of a memory hold no tensors; they are saved as requests, in JSON "
+                "lines: name a .jsonl file"
+            )
         write_requests(path, self.requests)
 
     @classmethod
