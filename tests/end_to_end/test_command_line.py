@@ -63,18 +63,23 @@ def test_edits_in_a_memory(run: Any, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["edits"][0]["ids"] == [1]
+    assert report["memory"] == {"added": [1], "superseded": [], "total": 1}
     assert report["saved"]["memory"] == str(memory)
     assert report["metrics"][0]["post"]["generated"]["rewrite_acc"] == [1.0]
     record = {"prompt": "The capital of Peru is", "subject": "Peru", "target_new": "Oslo"}
     (tmp_path / "requests.jsonl").write_text(json.dumps(record) + "\n")
     code, out, err = run("edit", "--file", tmp_path / "requests.jsonl", *given)
     assert (code, err) == (0, "")
-    assert f"saved: memory in {memory}" in out.replace("\n", "")
+    assert f"saved: memory in {memory}added: 2; 2 now in {memory}" in out.replace("\n", "")
+    assert "superseded" not in out
     with SqliteStore(memory, read_only=True) as store:
         assert [edit.request.target_new for edit in store.added_after(0)] == ["Rome", "Oslo"]
     code, out, err = run("edit", *EDIT, "--target", "Rome", *given[:2])
     assert (code, err) == (0, "")
     assert "nothing was saved; --memory FILE keeps the edit" in out
+    code, out, err = run("edit", *EDIT, "--target", "Berlin", *given, "--no-evaluate")
+    assert (code, err) == (0, "")
+    assert f"added: 3; 3 now in {memory}superseded: 1; of edits" in out.replace("\n", "")
     for wrong, told in (
         ([*given, "--save", tmp_path / "edit"], "SERAC changes no weight"),
         ([*given, "--isolated"], "isolated edits go into no memory"),

@@ -125,10 +125,15 @@ def test_importing_and_searching(run: Any, tmp_path: Path) -> None:
     assert code == 0
     assert "left out: record 1" in err
     added = list(range(1, len(REQUESTS) + 2))
-    assert json.loads(out) == {"memory": str(path), "added": added, "total": len(added)}
+    report = json.loads(out)
+    assert report == {
+        "memory": str(path), "added": added, "superseded": [], "total": len(added)
+    }  # fmt: skip
     code, out, err = run("memory", "import", path, file, "--offset", len(lines))
     assert (code, err) == (0, "")
-    assert out.replace("\n", "") == f"added: {len(added) + 1}; {len(added) + 1} now in {path}"
+    told = out.replace("\n", "")
+    assert told.startswith(f"added: {len(added) + 1}; {len(added) + 1} now in {path}")
+    assert f"superseded: {len(added)}; of edits with the same prompt the newest holds" in told
 
     code, out, err = run("memory", "search", path, "Peru's capital is", "-n", 2, "--json")
     assert (code, err) == (0, "")

@@ -304,6 +304,19 @@ def test_a_prompt_that_was_edited_often_hides_no_other(make: Make) -> None:
     assert len(memory.search(request(0).prompt, 100)) == 8
 
 
+def test_what_an_edit_supersedes(path: Path) -> None:
+    store = SqliteStore(path)
+    memory = EditMemory(store, WordEncoder())
+    memory.add(requests(3))
+    assert store.superseded_by([1, 2, 3]) == []
+    spaced = EditRequest("The capital  of Land1 is", "Land1", "Rome")
+    ids = [*memory.add(spaced), *memory.add([request(1), request(7)])]
+    assert store.superseded_by(ids) == [2, 4]
+    assert store.superseded_by(ids[1:]) == [4], "the second held no longer"
+    memory.remove(4)
+    assert store.superseded_by(ids) == [2]
+
+
 def test_two_encoders_do_not_share_a_file(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "edits.sqlite"
     one, other = (make(SqliteStore(path), WordEncoder(name=name)) for name in ("words", "more"))

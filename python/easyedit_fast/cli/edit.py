@@ -23,6 +23,7 @@ from easyedit_fast.cli.given import (
     records_unless_single,
     single_request,
 )
+from easyedit_fast.cli.memory import print_added, told_of_added
 from easyedit_fast.cli.output import (
     edit_progress,
     print_json,
@@ -137,11 +138,14 @@ def edit(
     if memory is not None:
         paths["memory"] = memory
     saved = {name: None if path is None else str(path) for name, path in paths.items()}
+    added = {} if memory is None else {"memory": told_of_added(memory, _ids(result))}
     if json:
-        print_json({**_report(result, numbers), "saved": saved})
-    else:
-        _print(result)
-        _print_saved(saved, method)
+        print_json({**_report(result, numbers), "saved": saved, **added})
+        return
+    _print(result)
+    _print_saved(saved, method)
+    if memory is not None:
+        print_added(memory, added["memory"])
 
 
 def _require_memory(
@@ -197,6 +201,11 @@ def _edit(
     if not result.edits:
         raise next(iter(failures.values()))
     return result
+
+
+def _ids(result: EditResult | Run) -> list[int]:
+    """What edits that lie in a memory are told by there."""
+    return [id_ for edit_ in result.to_dict()["edits"] for id_ in edit_["ids"]]
 
 
 def _report(result: EditResult | Run, numbers: Sequence[int]) -> dict[str, Any]:

@@ -170,11 +170,27 @@ def import_(
     embeddings = scope.embed([request.prompt for request in read.requests])
     with SqliteStore(file) as store:
         ids = store.add(read.requests, embeddings, scope.fingerprint)
-        total = len(store)
+    told = told_of_added(file, ids)
     if json:
-        print_json({"memory": str(file), "added": ids, "total": total})
+        print_json({"memory": str(file), **told})
     else:
-        print_line(f"added: {_numbers(ids)}; {total:,} now in {file}")
+        print_added(file, told)
+
+
+def told_of_added(file: Path, ids: Sequence[int]) -> dict[str, Any]:
+    """What a command that has added edits to a memory tells of them, as plain JSON values."""
+    with _opened(file) as store:
+        return {"added": list(ids), "superseded": store.superseded_by(ids), "total": len(store)}
+
+
+def print_added(file: Path, told: dict[str, Any]) -> None:
+    """The same for people; `told` is of `told_of_added`."""
+    print_line(f"added: {_numbers(told['added'])}; {told['total']:,} now in {file}")
+    if told["superseded"]:
+        print_line(
+            f"superseded: {_numbers(told['superseded'])}; of edits with the same prompt the "
+            "newest holds, until it is removed"
+        )
 
 
 def _opened(file: Path) -> SqliteStore:

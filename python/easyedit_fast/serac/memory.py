@@ -15,7 +15,13 @@ from easyedit_fast.errors import EditStateError
 from easyedit_fast.requests import Requests, request_list
 from easyedit_fast.serac.graph import GRAPH_FROM, WIDTH, KeptGraph
 from easyedit_fast.serac.matrix import EmbeddingMatrix, Precision
-from easyedit_fast.serac.store import ENCODER_REMEDY, EditStore, StoredEdit, write_requests
+from easyedit_fast.serac.store import (
+    ENCODER_REMEDY,
+    EditStore,
+    StoredEdit,
+    plain_prompt,
+    write_requests,
+)
 
 Index = Literal["exact", "approximate"]
 _QUERIES = 256
@@ -210,7 +216,7 @@ class EditMemory:
     def _among(self, query: Tensor, ids: Sequence[int], count: int) -> list[Nearest]:
         """The nearest to a query ``[1, d]`` among the edits that have the prompts of some."""
         known = [self._places[id_] for id_ in ids if id_ in self._places]
-        prompts = [_plain(self._edits[place]) for place in known]
+        prompts = [plain_prompt(self._edits[place]) for place in known]
         places = [self._places[id_] for prompt in prompts for id_ in self._of_prompt[prompt]]
         values, order = self._matrix.squared_distances(query, places)[0].sort()
         ordered = [places[at] for at in order.tolist()]
@@ -239,7 +245,7 @@ class EditMemory:
         """The edits at some distances and places, each prompt's newest in the place of all."""
         kept: dict[int, Nearest] = {}
         for distance, place in found:
-            newest = self._of_prompt[_plain(self._edits[place])][-1]
+            newest = self._of_prompt[plain_prompt(self._edits[place])][-1]
             kept.setdefault(newest, Nearest(self._edits[self._places[newest]], distance))
         return list(kept.values())
 
@@ -260,7 +266,7 @@ class EditMemory:
             )
         self._places[edit.id] = len(self._edits)
         self._edits.append(dataclasses.replace(edit, embedding=None))
-        alike = self._of_prompt.setdefault(_plain(edit), [])
+        alike = self._of_prompt.setdefault(plain_prompt(edit), [])
         alike.append(edit.id)
         self._settle_oldest(alike[0])
         self._matrix.append(row)
@@ -271,7 +277,7 @@ class EditMemory:
         place = self._places.pop(id_, None)
         if place is None:
             return
-        removed = _plain(self._edits[place])
+        removed = plain_prompt(self._edits[place])
         alike = self._of_prompt[removed]
         alike.remove(id_)
         self._settle_oldest(id_, is_oldest=False)
@@ -290,8 +296,3 @@ class EditMemory:
         if self._graph is not None and (id_ in self._oldest) != is_oldest:
             (self._oldest.add if is_oldest else self._oldest.remove)(id_)
             self._graph.touch(id_)
-
-
-def _plain(edit: StoredEdit) -> str:
-    """The prompt with runs of white space as one space."""
-    return " ".join(edit.request.prompt.split())

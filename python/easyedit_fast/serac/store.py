@@ -277,6 +277,24 @@ class SqliteStore:
         )
         return int(count)
 
+    def superseded_by(self, ids: Sequence[int]) -> list[int]:
+        """The edits that held until some of the same prompts were added; needs no encoder.
+
+        Args:
+            ids: Of those that were added.
+
+        Raises:
+            DataFileError: A row is damaged.
+        """
+        added, found = set(ids), []
+        newest: dict[str, int] = {}
+        for edit in self.listed():
+            prompt = plain_prompt(edit)
+            if edit.id in added and prompt in newest:
+                found.append(newest[prompt])
+            newest[prompt] = edit.id
+        return found
+
     def removed_after(self, last_number: int) -> list[tuple[int, int]]:
         """As `EditStore.removed_after`."""
         return self._rows(
@@ -351,6 +369,11 @@ class SqliteStore:
         except sqlite3.Error as error:
             remedy = "; give another file" if "not a database" in str(error) else ""
             raise DataFileError(f"{self._path}: {error}{remedy}") from error
+
+
+def plain_prompt(edit: StoredEdit) -> str:
+    """The prompt with runs of white space as one space: of those that are alike one edit holds."""
+    return " ".join(edit.request.prompt.split())
 
 
 def write_requests(path: str | os.PathLike[str], requests: Iterable[EditRequest]) -> None:
