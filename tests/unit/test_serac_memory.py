@@ -22,6 +22,7 @@ from easyedit_fast import EditRequest, read_requests
 from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError, RequestError
 from easyedit_fast.serac.matrix import Precision
 from easyedit_fast.serac.memory import EditMemory, Index
+from easyedit_fast.serac.routing import Route
 from easyedit_fast.serac.store import SqliteStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +87,19 @@ def test_edits_are_kept_as_they_are(make: Make, path: Path) -> None:
     assert torch.equal(stored.embedding, WordEncoder().embed([whole.prompt])[0])
     assert first.encoder == "words"
     assert again.get(2).request == request(1)
+
+
+def test_what_is_shown_of_an_edit_is_short() -> None:
+    near = {"neighborhood": {"prompt": ["Lima is"] * 9, "ground_truth": ["a city"] * 9}}
+    long = {"prompt": f"{'the river and ' * 99}Peru", "subject": "Peru", "target_new": "Oslo"}
+    store = SqliteStore(None)
+    memory = EditMemory(store, WordEncoder())
+    memory.add([request(0), {**long, "locality": near}])
+    (first, second), kept = memory, next(store.added_after(0))
+    told = "StoredEdit(id=1, prompt='The capital of Land0 is', target_new='Town0')"
+    assert repr(first) == repr(kept) == told
+    assert repr(Route(first, 0.75)) == f"Route(edit={told}, similarity=0.75)"
+    assert len(repr(second)) < 160
 
 
 def test_ids_are_never_given_again(make: Make, path: Path) -> None:
@@ -251,6 +265,7 @@ def test_readers_do_not_wait_for_a_writer_that_waits(path: Path) -> None:
 WRITER = """
 import sys
 from easyedit_fast.serac.memory import EditMemory, Index
+from easyedit_fast.serac.routing import Route
 from easyedit_fast.serac.store import SqliteStore
 from tests.unit.test_serac_memory import WordEncoder, request
 

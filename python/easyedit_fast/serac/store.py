@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import json
 import os
+import reprlib
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,9 @@ ENCODER_REMEDY = (
 
 _BLOCK = 4096
 """Rows that are read at once."""
+
+_SHORTENED = reprlib.Repr()
+_SHORTENED.maxstring = 80
 
 _SCHEMA = (
     """CREATE TABLE edits (
@@ -68,9 +72,13 @@ class StoredEdit:
 
     id: int
     request: EditRequest
-    embedding: Tensor | None = dataclasses.field(repr=False)
+    embedding: Tensor | None
     encoder: str
     added: str
+
+    def __repr__(self) -> str:
+        prompt, target = map(_SHORTENED.repr, (self.request.prompt, self.request.target_new))
+        return f"StoredEdit(id={self.id}, prompt={prompt}, target_new={target})"
 
 
 class EditStore(Protocol):
