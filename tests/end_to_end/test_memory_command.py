@@ -148,6 +148,9 @@ def test_importing_and_searching(run: Any, tmp_path: Path) -> None:
     (route,) = editor.method._router.routes(["Peru's capital is"])
     assert route.edit is not None
     assert (route.edit.id, route.similarity) == (first["id"], first["similarity"])
+    found = editor.model.router.search("Peru's capital is", 2)
+    told = [(one["id"], one["similarity"]) for one in (first, second)]
+    assert [(edit.id, similarity) for edit, similarity in found] == told
     embedded = editor.method.memory.encoder.embed([PERU.prompt])[0]
     editor.method.close()
     with SqliteStore(path, read_only=True) as store:

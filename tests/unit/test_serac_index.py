@@ -19,7 +19,7 @@ from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.memory import EditMemory
 from easyedit_fast.serac.store import SqliteStore
 from easyedit_fast.serac.trained import trained_scope
-from tests.unit.test_serac_memory import WordEncoder, requests
+from tests.unit.test_serac_memory import WordEncoder, near_to, requests
 
 NUMBERS = st.lists(st.integers(0, 60), min_size=1, max_size=40)
 STEPS = st.lists(
@@ -85,31 +85,31 @@ def test_many_of_one_prompt_hide_no_other() -> None:
     memory.add(requests(1) * 500)
     memory.add(requests(40, 1))
     memory.remove([1, 2, 500])
-    found = memory.search("The capital of Land0 is", 30)
+    found = near_to(memory, "The capital of Land0 is", 30)
     assert found[0].edit.id == 499
     assert len({one.edit.request.prompt for one in found}) == 30
     memory.remove([edit.id for edit in memory][:-40])
-    assert len(memory.search("The capital of Land0 is", 100)) == 40
+    assert len(near_to(memory, "The capital of Land0 is", 100)) == 40
     memory.remove([edit.id for edit in memory])
-    assert memory.search("The capital of Land0 is") == []
+    assert near_to(memory, "The capital of Land0 is") == []
 
 
 def test_more_than_a_search_looks_at_are_found_by_the_product() -> None:
     memory = approximate(None)
     memory.add(requests(graph.WIDTH + 50))
-    assert len(memory.search("The capital of Land0 is", graph.WIDTH + 40)) == graph.WIDTH + 40
+    assert len(near_to(memory, "The capital of Land0 is", graph.WIDTH + 40)) == graph.WIDTH + 40
 
 
 def test_a_small_memory_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = EditMemory(SqliteStore(None), WordEncoder(), index="approximate", graph_from=10)
     monkeypatch.setattr(graph.NeighbourGraph, "add", None)
     memory.add([*requests(9), *requests(5)])
-    assert memory.search("The capital of Land3 is")[0].edit.id == 13
+    assert near_to(memory, "The capital of Land3 is")[0].edit.id == 13
     with pytest.raises(TypeError):
         memory.add(requests(1, 9))
     monkeypatch.undo()
     memory.refresh()  # what failed is done again
-    assert memory.search("The capital of Land9 is")[0].edit.id == 15
+    assert near_to(memory, "The capital of Land9 is")[0].edit.id == 15
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_kept_index_is_caught_up(kept: Path, added: list[int]) -> None:
     memory = approximate(kept)
     assert sorted(added) == [*range(1201, 1250), *range(1251, 1301), *range(1301, 1306)]
     same_as_exact(memory, kept)
-    assert memory.search("The capital of Land0 is", 1)[0].edit.id == 1301
+    assert near_to(memory, "The capital of Land0 is", 1)[0].edit.id == 1301
 
 
 def test_an_index_that_is_half_empty_is_made_again(kept: Path, added: list[int]) -> None:
@@ -195,7 +195,7 @@ def test_the_index_of_another_memory_is_made_again(kept: Path, added: list[int])
     EditMemory(SqliteStore(kept), WordEncoder()).add(requests(1200, 5000))
     memory = approximate(kept)
     assert len(added) == 1200
-    assert memory.search("The capital of Land5003 is", 1)[0].edit.request == requests(1, 5003)[0]
+    assert near_to(memory, "The capital of Land5003 is", 1)[0].edit.request == requests(1, 5003)[0]
     kept.unlink()
     other = WordEncoder(name="others")
     EditMemory(SqliteStore(kept), other).add(requests(1200, 5000))
@@ -221,7 +221,7 @@ def test_where_the_index_cannot_be_kept_it_is_told(
     with pytest.warns(UserWarning, match=r"the index is not kept \(not allowed\); the next start"):
         memory.add(requests(1200))
     memory.add(requests(1200, 1200))  # told once
-    assert memory.search("The capital of Land7 is")[0].edit.id == 8
+    assert near_to(memory, "The capital of Land7 is")[0].edit.id == 8
 
 
 def test_a_reader_keeps_no_index(kept: Path, tmp_path: Path) -> None:

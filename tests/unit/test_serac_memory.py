@@ -21,7 +21,7 @@ import torch
 from easyedit_fast import EditRequest, read_requests
 from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError, RequestError
 from easyedit_fast.serac.matrix import Precision
-from easyedit_fast.serac.memory import EditMemory, Index
+from easyedit_fast.serac.memory import EditMemory, Index, Nearest
 from easyedit_fast.serac.routing import Route
 from easyedit_fast.serac.store import SqliteStore
 
@@ -50,6 +50,10 @@ def request(number: int) -> EditRequest:
 
 def requests(count: int, first: int = 0) -> list[EditRequest]:
     return [request(number) for number in range(first, first + count)]
+
+
+def near_to(memory: EditMemory, prompt: str, count: int = 10) -> list[Nearest]:
+    return memory.nearest(memory.encoder.embed([prompt]), count)[0]
 
 
 Make = Callable[..., EditMemory]
@@ -148,12 +152,12 @@ def test_the_nearest_are_those_of_plain_distances(
 
 def test_searching_by_prompt(make: Make) -> None:
     memory = make(SqliteStore(None), WordEncoder())
-    assert memory.search("The capital of Land3 is") == []
+    assert near_to(memory, "The capital of Land3 is") == []
     memory.add(requests(20))
-    found = memory.search("The capital of Land3 is", 2)
+    found = near_to(memory, "The capital of Land3 is", 2)
     assert found[0].edit.request == request(3)
     assert found[0].squared_distance == pytest.approx(0, abs=1e-4)
-    assert len(memory.search("capital", 100)) == 20
+    assert len(near_to(memory, "capital", 100)) == 20
 
 
 def test_export_and_import(make: Make, tmp_path: Path) -> None:
@@ -225,7 +229,7 @@ def test_threads_lose_nothing(make: Make, path: Path) -> None:
                 (id_,) = memory.add(request(number))
                 assert memory.get(id_).request == request(number)
                 reader.refresh()
-                near = reader.search(request(number).prompt, 1)
+                near = near_to(reader, request(number).prompt, 1)
                 assert near[0].edit.request == request(number)
         except BaseException as error:  # noqa: BLE001  told below
             failed.append(error)
@@ -264,7 +268,7 @@ def test_readers_do_not_wait_for_a_writer_that_waits(path: Path) -> None:
 
 WRITER = """
 import sys
-from easyedit_fast.serac.memory import EditMemory, Index
+from easyedit_fast.serac.memory import EditMemory
 from easyedit_fast.serac.routing import Route
 from easyedit_fast.serac.store import SqliteStore
 from tests.unit.test_serac_memory import WordEncoder, request
@@ -312,11 +316,11 @@ def test_a_prompt_that_was_edited_often_hides_no_other(make: Make) -> None:
     for _ in range(6):
         memory.add(request(0))
     memory.add(requests(7, 1))
-    found = memory.search(request(0).prompt, 5)
+    found = near_to(memory, request(0).prompt, 5)
     assert len(found) == 5
     assert found[0].edit.id == 6
     assert len({one.edit.request.prompt for one in found}) == 5
-    assert len(memory.search(request(0).prompt, 100)) == 8
+    assert len(near_to(memory, request(0).prompt, 100)) == 8
 
 
 def test_what_an_edit_supersedes(path: Path) -> None:

@@ -249,10 +249,6 @@ class EditMemory:
             kept.setdefault(newest, Nearest(self._edits[self._places[newest]], distance))
         return list(kept.values())
 
-    def search(self, prompt: str, count: int = 10) -> list[Nearest]:
-        """The edits that are nearest to a prompt, the nearest first."""
-        return self.nearest(self.encoder.embed([prompt]), count)[0]
-
     def export(self, path: str | os.PathLike[str]) -> None:
         """Writes the requests as JSONL, which `read_requests` reads, for `add`."""
         write_requests(path, (edit.request for edit in self))
