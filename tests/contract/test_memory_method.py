@@ -281,6 +281,25 @@ def test_what_does_not_go_together_is_refused(editor: Editor, tmp_path: Path) ->
         Editor(editor.method.base, editor.tokenizer, method="serac", preset="fast")
 
 
+@pytest.mark.parametrize(
+    ("hparams", "kind", "message"),
+    [
+        ({"cross_attend": True}, DataFileError, r"smollm2-135m\.safetensors: .* or train one with"),
+        ({"cntr_rank": 4}, DataFileError, r"smollm2-135m\.safetensors: the adapter does not fit"),
+        (
+            {"memory_index": "aproximate"},
+            HparamsError,
+            r"^the hyperparameters given, over those of \S+: memory_index: must be 'exact' or",
+        ),
+    ],
+)
+def test_what_does_not_go_with_the_editor_is_told_with_its_file(
+    editor: Editor, hparams: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        another(editor, hparams=hparams)
+
+
 def test_what_is_left_of_an_edit_can_be_reverted(editor: Editor) -> None:
     edit = editor.edit(REQUESTS, evaluate=False).edit
     editor.method.memory.remove(edit.ids[0])

@@ -72,10 +72,35 @@ def require_encoder(archive: str | None, editor: EditorFile, scope: AnyScope) ->
         )
 
 
-def load_parts(
-    tensors: Mapping[str, Tensor], scope: AnyScope, adapter: CounterfactualAdapter
+def load_editor(
+    archive: str | None,
+    editor: EditorFile,
+    scope: AnyScope,
+    adapter: CounterfactualAdapter | None = None,
 ) -> None:
-    """Puts what is trained into its two parts.
+    """Puts what a file holds into its two parts, or into the scope alone.
+
+    Args:
+        archive: The file, for messages.
+        editor: What it holds.
+        scope: The scope, not trained yet.
+        adapter: The adapter; None: it is left where it is.
+
+    Raises:
+        ModelError: The scope was trained on another sentence encoder.
+        DataFileError: It does not fit.
+    """
+    require_encoder(archive, editor, scope)
+    try:
+        load_parts(editor.tensors, scope, adapter)
+    except DataFileError as error:
+        raise DataFileError(f"{archive}: {error}") from None
+
+
+def load_parts(
+    tensors: Mapping[str, Tensor], scope: AnyScope, adapter: CounterfactualAdapter | None
+) -> None:
+    """Puts what is trained into its two parts; see `load_editor`.
 
     Raises:
         DataFileError: It does not fit.
@@ -87,4 +112,5 @@ def load_parts(
             raise DataFileError(f"{name!r} is no part of SERAC; is it another method's file?")
         parts[part][rest] = tensor
     scope.load_trained_state(parts["scope"])
-    adapter.load_state_dict(parts["counterfactual"])
+    if adapter is not None:
+        adapter.load_state_dict(parts["counterfactual"])

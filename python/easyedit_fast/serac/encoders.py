@@ -142,7 +142,8 @@ def put_into(
         raise DataFileError(
             f"the scope's weights do not fit the encoder {hparams.cls_name!r} as "
             f"{kinds[hparams.cross_attend]} (cross_attend: {str(hparams.cross_attend).lower()}); "
-            "use the hyperparameters that it was trained with"
+            "leave the scope's hyperparameters as they were in training, or train one with these: "
+            "easyedit-fast train --method serac"
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)

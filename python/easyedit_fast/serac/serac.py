@@ -20,12 +20,7 @@ from easyedit_fast.models.fingerprint import model_fingerprint
 from easyedit_fast.models.limits import context_length, refuse_long_rows
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.edit import MemoryEdit
-from easyedit_fast.serac.editor_files import (
-    load_parts,
-    read_editor,
-    require_encoder,
-    shipped_editor,
-)
+from easyedit_fast.serac.editor_files import load_editor, read_editor, shipped_editor
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.matrix import Precision
 from easyedit_fast.serac.memory import EditMemory
@@ -111,8 +106,7 @@ class Serac:
         _warn_of_small_models(self.counterfactual, self.hparams, editor, self.fingerprint)
         self._adapter = self.counterfactual.adapter(self.hparams)
         try:
-            require_encoder(self.hparams.archive, editor, scope)
-            load_parts(editor.tensors, scope, self._adapter)
+            load_editor(self.hparams.archive, editor, scope, self._adapter)
             self.memory = self._opened_memory(memory, scope, precision)
         except BaseException:
             self._adapter.remove()

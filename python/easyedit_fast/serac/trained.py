@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from easyedit_fast.serac.editor_files import require_encoder
+from easyedit_fast.serac.editor_files import load_editor
 from easyedit_fast.serac.scopes import AnyScope, make_scope
 from easyedit_fast.serac.serac import resolve_serac_hparams
 
 _DEMO_EDITOR = Path(__file__).with_name("editors") / "smollm2-135m.safetensors"
-_PART = "scope."
 
 
 def trained_scope(archive: str | os.PathLike[str] | None = None) -> AnyScope:
@@ -30,7 +29,5 @@ def trained_scope(archive: str | os.PathLike[str] | None = None) -> AnyScope:
     """
     hparams, editor = resolve_serac_hparams({"archive": os.fspath(archive or _DEMO_EDITOR)})
     scope = make_scope(hparams, torch.device("cpu"))
-    require_encoder(hparams.archive, editor, scope)
-    own = {name: tensor for name, tensor in editor.tensors.items() if name.startswith(_PART)}
-    scope.load_trained_state({name.removeprefix(_PART): tensor for name, tensor in own.items()})
+    load_editor(hparams.archive, editor, scope)
     return scope

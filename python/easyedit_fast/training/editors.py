@@ -153,7 +153,9 @@ def resolve_editor(
     try:
         resolved = kind(**{**own(archive, editor, given), **given, "archive": str(archive)})
     except HparamsError as error:
-        raise HparamsError(f"{source} over {archive}: {error}") from None
+        theirs = "the hyperparameters given" if isinstance(hparams, Mapping) else source
+        over = f"{theirs}, over those of {archive}" if source else str(archive)
+        raise HparamsError(f"{over}: {error}") from None
     return resolved.came_from("; ".join(filter(None, [str(archive), source]))), editor
 
 
