@@ -287,6 +287,7 @@ def test_every_command_helps_with_an_example(run: Any) -> None:
         code, out, _ = run(*command.split(), "--help")
         assert code == 0
         assert f"Example: easyedit-fast {command}" in out
+    assert "--method serac" in " ".join(run("train", "--help")[1].split("Options:")[0].split())
 
 
 def test_brackets_in_the_data_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,16 @@ def test_a_run_that_ended_goes_on_bit_for_bit(
     assert without_times(read_log(whole)) == without_times(read_log(parted))
 
 
+@pytest.mark.parametrize(("accumulate", "kept"), [(1, 15), (2, 12)])
+def test_a_short_run_has_checkpoints_too(tmp_path: Path, accumulate: int, kept: int) -> None:
+    trainee = LinearMap()
+    trainee.die_in = 15
+    rare = {"val_interval": 1000, "model_save_pt": 1000}
+    at = f"stopped at iteration 16; the last checkpoint is of iteration {kept};"
+    with pytest.raises(KeyboardInterrupt, match=at):
+        run(tmp_path, trainee, accumulate_bs=accumulate, **rare)
+
+
 def test_a_finished_run_is_given_back(tmp_path: Path) -> None:
     first = run(tmp_path)
     trainee = LinearMap()

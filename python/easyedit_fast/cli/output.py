@@ -167,24 +167,28 @@ def training_bar(
 def _training_lines() -> tuple[
     Callable[[int, int, Mapping[str, float]], None], Callable[[str, int, int], None]
 ]:
-    """What `training_bar` yields, as lines that are `_SECONDS_BETWEEN_LINES` apart."""
+    """What `training_bar` yields, as lines that are `_SECONDS_BETWEEN_LINES` apart.
+
+    The first iteration has one at once: it tells that the run goes on, and how long.
+    """
     last = time.monotonic()
     start: tuple[int, float] | None = None
 
-    def show(text: str) -> None:
+    def show(text: str, *, at_once: bool = False) -> None:
         nonlocal last
-        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+        if at_once or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             print(text, file=sys.stderr, flush=True)
 
     def iterated(done: int, total: int, values: Mapping[str, float]) -> None:
         nonlocal start
+        is_first = start is None
         # A resumed run begins somewhere; only what it does itself counts as speed.
         start = start or (done - 1, time.monotonic() - values["time/step_train"])
         each = (time.monotonic() - start[1]) / (done - start[0])
         left = dt.timedelta(seconds=round(each * (total - done)))
         loss = values["loss/total_train"]
-        show(f"iteration {done:,} of {total:,}, loss {loss:.3f}, {left} left")
+        show(f"iteration {done:,} of {total:,}, loss {loss:.3f}, {left} left", at_once=is_first)
 
     def making(name: str, done: int, total: int) -> None:
         show(f"{name}: {done:,} of {total:,}")

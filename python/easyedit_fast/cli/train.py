@@ -61,7 +61,8 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(
             help="Hyperparameters: a YAML file, or a name such as TRAINING/MEND/llama-7b; unless "
-            "given, the demo model has its own, and another model EasyEdit's defaults."
+            "given, the demo model has its own (TRAINING/METHOD/smollm2-135m), and another model "
+            "the method's defaults."
         ),
     ] = None,
     max_iters: Annotated[
@@ -88,6 +89,9 @@ def train(
 
     Example: easyedit-fast train --method mend --model demo --file counterfact-train.json
     --validation counterfact-val.json --out run/ --plot
+
+    Example: easyedit-fast train --method serac --model ./my-model --file counterfact-train.json
+    --validation 'counterfact-val.json[:150]' --hparams my-serac.yaml --out run/
     """
     _require_plot(plot)
     if hparams is None and model in (None, "demo"):

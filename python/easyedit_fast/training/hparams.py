@@ -74,7 +74,8 @@ class TrainingHparams(Hparams):
         val_interval: Iterations between two validations.
         val_steps: Edited models of a validation at most; None: all that its records give.
         val_batch_size: Edits in each of these models.
-        model_save_pt: Iterations between two checkpoints. There is one at each validation too.
+        model_save_pt: Iterations between two checkpoints; of a run that is no longer than that, a
+            tenth of it. There is one at each validation too.
         early_stop_patience: Training ends after so many iterations without a better value.
         early_stop_key: Name of that value; the checkpoint where it is best is kept.
         results_dir: Where the run's folder is, unless it is named.

@@ -220,6 +220,9 @@ class _Run:
         epochs = hparams.max_epochs
         of_epochs = hparams.max_iters if epochs is None else epochs * self.order.batches
         self.iterations = min(hparams.max_iters, of_epochs)
+        tenth = math.ceil(self.iterations / 10 / hparams.accumulate_bs) * hparams.accumulate_bs
+        is_short = hparams.model_save_pt >= self.iterations
+        self.save_interval = tenth if is_short else hparams.model_save_pt
         self.optimizer = torch.optim.Adam(trainee.parameter_groups(), fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.stopping = EarlyStopping(hparams.early_stop_key, hparams.early_stop_patience)
@@ -285,7 +288,7 @@ class _Run:
         if self._due(self.hparams.val_interval) or self.iteration == self.iterations:
             values |= self._validate()
             self._write_checkpoint()
-        elif self._due(self.hparams.model_save_pt):
+        elif self._due(self.save_interval):
             self._write_checkpoint()
         return values
 
