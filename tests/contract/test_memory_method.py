@@ -158,7 +158,7 @@ def test_a_memory_outlives_its_editor(editor: Editor, tmp_path: Path) -> None:
     shared = another(editor, SqliteStore(path))
     assert len(shared.method.memory) == 1
     (tmp_path / "notes.txt").write_text("no database")
-    with pytest.raises(DataFileError, match="not a database"):
+    with pytest.raises(DataFileError, match="is no edit memory"):
         another(editor, tmp_path / "notes.txt")
 
 

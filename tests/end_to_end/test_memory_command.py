@@ -102,7 +102,8 @@ def test_exporting(run: Any, memory: Path, tmp_path: Path) -> None:
     assert list(read_requests(tmp_path / "out.jsonl")) == kept
     before = memory.read_bytes()
     for wrong, told in (
-        (memory, "is what FILE reads"),
+        (memory, "is there already; give a new file, or remove it"),
+        (tmp_path / "out.jsonl", "is there already"),
         (tmp_path, "is a folder"),
         (tmp_path / "nowhere" / "out.jsonl", "there is no folder"),
     ):
@@ -169,9 +170,9 @@ def test_what_is_no_memory_stays_as_it_is(run: Any, memory: Path, tmp_path: Path
     connection.execute("CREATE TABLE own (a)")
     connection.close()
     files = (
-        (text, "file is not a database; give another file"),
-        (other, "is no edit memory; give another file"),
-        (empty, "is no edit memory; give another file"),
+        (text, "is no edit memory; give the file that edits were added to"),
+        (other, "is no edit memory; give the file that edits were added to"),
+        (empty, "is no edit memory; give the file that edits were added to"),
         (tmp_path / "nowhere.sqlite", "there is no file"),
         (tmp_path / "nowhere" / "edits.sqlite", "there is no folder"),
         (tmp_path, "is a folder"),

@@ -20,6 +20,7 @@ import torch
 
 from easyedit_fast import EditRequest, read_requests
 from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError, RequestError
+from easyedit_fast.serac.alike import superseded_by
 from easyedit_fast.serac.matrix import Precision
 from easyedit_fast.serac.memory import EditMemory, Index, Nearest
 from easyedit_fast.serac.routing import Route
@@ -187,7 +188,7 @@ def test_files_that_are_no_memory(tmp_path: Path, path: Path) -> None:
     with pytest.raises(DataFileError, match="is a folder"):
         SqliteStore(tmp_path)
     path.write_text("no database, but long enough to be taken for one" * 50)
-    with pytest.raises(DataFileError, match=r"edits\.sqlite: file is not a database"):
+    with pytest.raises(DataFileError, match=r"edits\.sqlite is no edit memory; give the file"):
         SqliteStore(path)
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as connection:
@@ -266,6 +267,17 @@ def test_readers_do_not_wait_for_a_writer_that_waits(path: Path) -> None:
     assert [edit.request for edit in memory] == requests(2)
 
 
+def test_who_waits_too_long_is_told_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easyedit_fast.serac.store._PATIENCE", 0.01)
+    memory = EditMemory(SqliteStore(path), WordEncoder())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DataFileError, match=r"locked; another process keeps it; try again$"):
+            memory.add(request(0))
+        other.execute("COMMIT")
+    assert memory.add(request(0)) == [1]
+
+
 WRITER = """
 import sys
 from easyedit_fast.serac.memory import EditMemory
@@ -327,13 +339,13 @@ def test_what_an_edit_supersedes(path: Path) -> None:
     store = SqliteStore(path)
     memory = EditMemory(store, WordEncoder())
     memory.add(requests(3))
-    assert store.superseded_by([1, 2, 3]) == []
+    assert superseded_by([1, 2, 3], store.listed()) == []
     spaced = EditRequest("The capital  of Land1 is", "Land1", "Rome")
     ids = [*memory.add(spaced), *memory.add([request(1), request(7)])]
-    assert store.superseded_by(ids) == [2, 4]
-    assert store.superseded_by(ids[1:]) == [4], "the second held no longer"
+    assert superseded_by(ids, store.listed()) == [2, 4]
+    assert superseded_by(ids[1:], store.listed()) == [4], "the second held no longer"
     memory.remove(4)
-    assert store.superseded_by(ids) == [2]
+    assert superseded_by(ids, store.listed()) == [2]
 
 
 def test_two_encoders_do_not_share_a_file(make: Make, tmp_path: Path) -> None:

@@ -31,6 +31,20 @@ def require_file_path(path: Path | None, option: str) -> None:
         )
 
 
+def require_new_file(path: Path, option: str) -> None:
+    """Refuses a path where there is something; see `require_file_path`.
+
+    Raises:
+        MissingFileError: The folder that it lies in is not there.
+        DataFileError: It is there already.
+    """
+    require_file_path(path, option)
+    if path.exists():
+        raise DataFileError(
+            f"{option}: {str(path)!r} is there already; give a new file, or remove it"
+        )
+
+
 def require_other_files(
     outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from easyedit_fast.cli import options
-from easyedit_fast.cli.destinations import require_file_path, require_other_files
+from easyedit_fast.cli.destinations import require_file_path, require_new_file
 from easyedit_fast.cli.given import records_of
 from easyedit_fast.cli.output import print_json, print_line, print_table
 
@@ -121,15 +121,14 @@ def remove(
 @app.command("export")
 def export(
     file: File,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="File of requests (JSONL).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file of requests (JSONL).")],
     json: options.Json = False,
 ) -> None:
     """Write the requests as JSON lines, for 'import', 'edit' and read_requests; needs no model.
 
     Example: easyedit-fast memory export edits.sqlite requests.jsonl
     """
-    require_file_path(out, "OUT")
-    require_other_files({"OUT": out}, {"FILE": file})
+    require_new_file(out, "OUT")
     with _opened(file) as store:
         total = len(store)
         store.export(out)
@@ -179,8 +178,11 @@ def import_(
 
 def told_of_added(file: Path, ids: Sequence[int]) -> dict[str, Any]:
     """What a command that has added edits to a memory tells of them, as plain JSON values."""
+    from easyedit_fast.serac.alike import superseded_by
+
     with _opened(file) as store:
-        return {"added": list(ids), "superseded": store.superseded_by(ids), "total": len(store)}
+        superseded = superseded_by(set(ids), store.listed())
+        return {"added": list(ids), "superseded": superseded, "total": len(store)}
 
 
 def print_added(file: Path, told: dict[str, Any]) -> None:

@@ -13,15 +13,10 @@ from torch import Tensor
 
 from easyedit_fast.errors import EditStateError
 from easyedit_fast.requests import Requests, request_list
+from easyedit_fast.serac.alike import plain_prompt
 from easyedit_fast.serac.graph import GRAPH_FROM, WIDTH, KeptGraph
 from easyedit_fast.serac.matrix import EmbeddingMatrix, Precision
-from easyedit_fast.serac.store import (
-    ENCODER_REMEDY,
-    EditStore,
-    StoredEdit,
-    plain_prompt,
-    write_requests,
-)
+from easyedit_fast.serac.store import ENCODER_REMEDY, EditStore, StoredEdit, write_requests
 
 Index = Literal["exact", "approximate"]
 _QUERIES = 256

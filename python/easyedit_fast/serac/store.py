@@ -127,10 +127,8 @@ class SqliteStore:
             DataFileError: The file is damaged, of another kind, or of a newer version.
         """
         self._path = "the memory" if path is None else str(path)
-        self._index_file = (
-            None if path is None or read_only else Path(f"{Path(path).absolute()}.index")
-        )
         self._file = None if path is None else Path(path).absolute()
+        self._index_file = None if path is None or read_only else Path(f"{self._file}.index")
         self._opened: tuple[int, int] | None = None
         if path is not None:
             _require_place(Path(path), must_be_there=read_only)
@@ -149,14 +147,8 @@ class SqliteStore:
 
     def _connected(self, mode: str) -> contextlib.closing[sqlite3.Connection]:
         place = "file:" if self._file is None else self._file.as_uri()
-        made = sqlite3.connect(
-            f"{place}?mode={mode}",
-            uri=True,
-            timeout=_PATIENCE,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        return contextlib.closing(made)
+        how: Any = {"isolation_level": None, "check_same_thread": False, "timeout": _PATIENCE}
+        return contextlib.closing(sqlite3.connect(f"{place}?mode={mode}", uri=True, **how))
 
     def _prepare(self, read_only: bool) -> None:
         """Makes the tables where the file is empty, and checks them where it is not."""
@@ -175,7 +167,7 @@ class SqliteStore:
 
     def _check(self) -> None:
         if self._number("PRAGMA application_id") != _APPLICATION_ID:
-            raise DataFileError(f"{self._path} is no edit memory; give another file")
+            raise self._no_memory()
         version = self._number("PRAGMA user_version")
         if version > _VERSION:
             raise DataFileError(
@@ -285,24 +277,6 @@ class SqliteStore:
         )
         return int(count)
 
-    def superseded_by(self, ids: Sequence[int]) -> list[int]:
-        """The edits that held until some of the same prompts were added; needs no encoder.
-
-        Args:
-            ids: Of those that were added.
-
-        Raises:
-            DataFileError: A row is damaged.
-        """
-        added, found = set(ids), []
-        newest: dict[str, int] = {}
-        for edit in self.listed():
-            prompt = plain_prompt(edit)
-            if edit.id in added and prompt in newest:
-                found.append(newest[prompt])
-            newest[prompt] = edit.id
-        return found
-
     def removed_after(self, last_number: int) -> list[tuple[int, int]]:
         """As `EditStore.removed_after`."""
         return self._rows(
@@ -375,13 +349,16 @@ class SqliteStore:
         try:
             yield
         except sqlite3.Error as error:
-            remedy = "; give another file" if "not a database" in str(error) else ""
+            if "not a database" in str(error):
+                raise self._no_memory() from error
+            remedy = "; another process keeps it; try again" if "locked" in str(error) else ""
             raise DataFileError(f"{self._path}: {error}{remedy}") from error
 
-
-def plain_prompt(edit: StoredEdit) -> str:
-    """The prompt with runs of white space as one space: of those that are alike one edit holds."""
-    return " ".join(edit.request.prompt.split())
+    def _no_memory(self) -> DataFileError:
+        return DataFileError(
+            f"{self._path} is no edit memory; give the file that edits were added to (edit "
+            "--memory, memory import), or a new one to add them to"
+        )
 
 
 def write_requests(path: str | os.PathLike[str], requests: Iterable[EditRequest]) -> None:
