@@ -15,6 +15,16 @@ EDITING = [name for name in shipped_names() if name.startswith("SERAC/")]
 TRAINING = [name for name in shipped_names() if name.startswith("TRAINING/SERAC/")]
 
 
+def test_the_file_that_the_docs_show_loads_in_silence(tmp_path: Path) -> None:
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "serac.md").read_text(encoding="utf-8")
+    own = docs.partition("### For a model of your own")[2].partition("```yaml\n")[2]
+    path = tmp_path / "my-serac.yaml"
+    path.write_text(own.partition("```")[0], encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SERACTrainingHparams.from_yaml(path).model_name == "demo"
+
+
 def test_each_model_has_both() -> None:
     trained = {name.removeprefix("TRAINING/") for name in TRAINING}
     own = {"SERAC/smollm2-135m"}
