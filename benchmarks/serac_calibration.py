@@ -18,13 +18,14 @@ from pathlib import Path
 
 import report
 import torch
-from serac_questions import FACTS, known
-from serac_scopes import asked_of, filled, scope_of
+from facts import FACTS, known
+from serac_scopes import KINDS, asked_of, filled, scope_of
 
 from easyedit_fast import EditRequest, read_requests
 from easyedit_fast.serac.routing import Router
 
 _BOUNDS = (0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
+_THRESHOLDS = (0.5, 0.3, 0.2, 0.1, 0.05)
 _Pairs = list[tuple[float, bool]]
 
 
@@ -40,28 +41,58 @@ def main() -> None:
     router = filled(scope_of(options.archive), requests)
     prompts = asked_of(requests, len(requests))
     own, others = questions(requests)
+    asked = {"questions": own, "questions about other facts": others, **prompts}
+    found = {kind: likely(router, pairs) for kind, pairs in asked.items() if pairs}
+    command = (
+        f"python benchmarks/serac_calibration.py --data {options.data.name} --edits "
+        f"{options.edits} --archive FILE"
+    )
+    note = f"{len(requests)} edits in the memory."
+    write_calibration(found, command, note)
+    report.write(
+        "serac_thresholds",
+        "SERAC: where prompts go, by the threshold",
+        command,
+        ["threshold", *found],
+        [
+            [
+                f"{threshold:g}",
+                *(right(pairs, asked[kind], threshold) for kind, pairs in found.items()),
+            ]
+            for threshold in _THRESHOLDS
+        ],
+        [
+            (
+                f"{note} Rewrite and rephrase prompts and questions about the edited fact: go to "
+                "their edit; all others: go to none. Shares, and how many were asked. Of the "
+                "other facts some are such that nobody would ask them."
+            )
+        ],
+    )
+
+
+def write_calibration(found: dict[str, _Pairs], command: str, note: str) -> None:
+    """The table of the bins of similarities."""
     kinds = {
-        "prompts": prompts["rephrase"] + prompts["locality"] + prompts["same subject"],
-        "questions": own + others,
+        "prompts": [pair for kind in KINDS[1:] for pair in found.get(kind, [])],
+        "questions": found["questions"] + found["questions about other facts"],
     }
-    found = {kind: likely(router, pairs) for kind, pairs in kinds.items()}
     rows = [
-        [f"{low:g} – {high:g}", *(cell for own in found.values() for cell in cells(own, low, high))]
+        [f"{low:g} – {high:g}", *(cell for own in kinds.values() for cell in cells(own, low, high))]
         for low, high in itertools.pairwise(_BOUNDS)
     ]
     report.write(
         "serac_calibration",
         "SERAC: whether similarities are probabilities",
-        f"python benchmarks/serac_calibration.py --data {options.data.name} --edits "
-        f"{options.edits} --archive FILE",
-        ["similarity", *(f"{kind}: {what}" for kind in found for what in ("n", "mean", "own"))],
+        command,
+        ["similarity", *(f"{kind}: {what}" for kind in kinds for what in ("n", "mean", "own"))],
         rows,
         [
             (
-                f"{len(requests)} edits in the memory. Mean: of the similarities; own: the share "
-                "of prompts whose nearest edit is theirs."
+                f"{note} Mean: of the similarities; own: the share of prompts whose nearest edit "
+                "is theirs."
             ),
-            *(f"{summary(kind, own)}" for kind, own in found.items()),
+            *(f"{summary(kind, own)}" for kind, own in kinds.items()),
         ],
     )
 
@@ -90,6 +121,13 @@ def likely(router: Router, asked: Sequence[tuple[str, EditRequest | None]]) -> _
         (own[0], edits[0].edit.request == wanted)
         for own, edits, (_, wanted) in zip(similarities, nearest, asked, strict=True)
     ]
+
+
+def right(pairs: _Pairs, asked: Sequence[tuple[str, EditRequest | None]], threshold: float) -> str:
+    """The share that goes where it should."""
+    inside = asked[0][1] is not None
+    goes = [one > threshold and own if inside else one <= threshold for one, own in pairs]
+    return f"{sum(goes) / len(goes):.3f}, {len(goes)}"
 
 
 def within(pairs: _Pairs, low: float, high: float) -> _Pairs:

@@ -355,3 +355,16 @@ def test_a_large_memory_is_searched_by_a_graph(editor: Editor, tmp_path: Path) -
     assert route.edit is not None
     assert route.edit.request == FACT
     again.method.close()
+
+
+def test_the_threshold_says_how_likely_an_edit_must_be(editor: Editor) -> None:
+    editor.edit(FACT, evaluate=False)
+    question = "Do you know where people travel for the Eiffel Tower?"
+    (plain,) = editor.model.routes([question])
+    assert 0.001 < plain.similarity < 0.999
+    for threshold in (plain.similarity / 2, (1 + plain.similarity) / 2):
+        other = another(editor, hparams={"threshold": threshold})
+        other.edit(FACT, evaluate=False)
+        (route,) = other.model.routes([question])
+        assert route.similarity == pytest.approx(plain.similarity, rel=1e-4)
+        assert (route.edit is None) == (threshold > plain.similarity)

@@ -218,10 +218,11 @@ def test_answers_are_those_of_pairs(made: Callable[..., Any], cross: bool) -> No
 
 
 @both_kinds
-def test_routes_are_those_of_pairs(made: Callable[..., Any], cross: bool) -> None:
+@pytest.mark.parametrize("threshold", [0.5, 1e-4, 0.999])
+def test_routes_are_those_of_pairs(made: Callable[..., Any], cross: bool, threshold: float) -> None:
     scope = changed(made(cross_attend=cross, cross_candidates=3, pooling="mean"))
     memory = EditMemory(SqliteStore(None), scope)
-    router = Router(scope, memory)
+    router = Router(scope, memory, threshold)
     assert router.routes(["Ada"])[0].edit is None
     edits = [*PROMPTS[:3], "Ada has a horse"]
     memory.add([{"prompt": text, "subject": text[:3], "target_new": "x"} for text in edits])
@@ -233,7 +234,8 @@ def test_routes_are_those_of_pairs(made: Callable[..., Any], cross: bool) -> Non
         best = max(likely)
         assert route.similarity == pytest.approx(best, rel=1e-4, abs=1e-6)
         chosen = edits[near[likely.index(best)]]
-        assert (route.edit and route.edit.request.prompt) == (chosen if best > 0.5 else None)
+        assert (route.edit and route.edit.request.prompt) == (chosen if best > threshold else None)
+        assert router.pairs([chosen], [query]) == [best > threshold]
         found = router.search(query, 4)
         assert found[0][1] == pytest.approx(best, rel=1e-4, abs=1e-6)
         assert found[0][0].request.prompt == chosen

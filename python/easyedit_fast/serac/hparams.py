@@ -52,6 +52,8 @@ class SERACHparams(Hparams):
         dist_heads: Parts of an embedding; two are as near as the nearest of their parts.
         memory_index: The memory is searched by one product with all embeddings (``exact``), or,
             from 20,000 edits on, by a graph that may miss one (``approximate``).
+        threshold: A prompt is in the scope of its nearest edit where its similarity, the
+            probability that it belongs there, is above this.
         soft_weighting: Answers are mixed by similarity in ``forward``, not switched.
         freeze_cntr: The counterfactual model has no adapter, and answers from the edit untrained.
         cntr_rank: Rank of the adapter (LoRA) on the base model, or on that of `small_name`.
@@ -84,6 +86,7 @@ class SERACHparams(Hparams):
     bound_embeds: bool = False
     dist_heads: PositiveInt = 1
     memory_index: Literal["exact", "approximate"] = "exact"
+    threshold: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.5
     soft_weighting: bool = False
     freeze_cntr: bool = False
     cntr_rank: PositiveInt = 16
@@ -150,5 +153,5 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
 
     def for_edits(self) -> dict[str, Any]:
         """Those that the parts were made with, as `SERACHparams` takes them."""
-        wanted = set(SERACHparams.model_fields) - {"archive", "memory_index"}
+        wanted = set(SERACHparams.model_fields) - {"archive", "memory_index", "threshold"}
         return {name: value for name, value in self.to_dict().items() if name in wanted}

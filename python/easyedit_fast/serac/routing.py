@@ -17,7 +17,7 @@ class Route:
     Attributes:
         edit: The edit whose scope it is in; None: it is in none, and the base model answers.
         similarity: How sure the scope is that it is in the scope of the nearest edit: 0 to 1, and
-            above 0.5 where there is an `edit`. 0 where the memory is empty.
+            above the threshold where there is an `edit`. 0 where the memory is empty.
     """
 
     edit: StoredEdit | None
@@ -30,12 +30,14 @@ class Router:
     Attributes:
         scope: Says which of the nearest edits' scope a prompt is in.
         memory: The edits.
+        threshold: A prompt whose similarity is above it is in an edit's scope.
     """
 
-    def __init__(self, scope: AnyScope, memory: EditMemory) -> None:
-        """Takes a scope, and a memory whose embeddings it has made."""
+    def __init__(self, scope: AnyScope, memory: EditMemory, threshold: float = 0.5) -> None:
+        """Takes a scope, a memory whose embeddings it has made, and the threshold."""
         self.scope = scope
         self.memory = memory
+        self.threshold = threshold
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
         """The route of each prompt: one pass of the encoder, and one product with the memory.
@@ -46,12 +48,13 @@ class Router:
             return [Route(None) for _ in prompts]
         found = self.memory.nearest(self.scope.embed(prompts), self.scope.candidates)
         likely = self.scope.similarities(prompts, found)
-        return [_route(*own) for own in zip(found, likely, strict=True)]
+        return [self._route(*own) for own in zip(found, likely, strict=True)]
 
     def search(self, prompt: str, count: int = 10) -> list[tuple[StoredEdit, float]]:
         """The edits that are nearest to a prompt, and their similarities.
 
-        Those that a route looks at come first, the likeliest first: above 0.5 it is the route's.
+        Those that a route looks at come first, the likeliest first: above the
+        threshold it is the route's.
         """
         query = self.scope.embed([prompt])
         found = self.memory.nearest(query, max(count, self.scope.candidates))[0]
@@ -62,11 +65,11 @@ class Router:
 
     def pairs(self, edits: Sequence[str], prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt is in the scope of the edit at its place, by the edit's prompt."""
-        return [likely > 0.5 for likely in self.scope.pair_similarities(edits, prompts)]
+        likely = self.scope.pair_similarities(edits, prompts)
+        return [one > self.threshold for one in likely]
 
-
-def _route(found: Sequence[Nearest], likely: Sequence[float]) -> Route:
-    if not found:  # the last edit was removed meanwhile
-        return Route(None)
-    best = max(range(len(found)), key=likely.__getitem__)  # the nearest of equals
-    return Route(found[best].edit if likely[best] > 0.5 else None, likely[best])
+    def _route(self, found: Sequence[Nearest], likely: Sequence[float]) -> Route:
+        if not found:  # the last edit was removed meanwhile
+            return Route(None)
+        best = max(range(len(found)), key=likely.__getitem__)  # the nearest of equals
+        return Route(found[best].edit if likely[best] > self.threshold else None, likely[best])

@@ -111,7 +111,7 @@ class Serac:
         except BaseException:
             self._adapter.remove()
             raise
-        self._router = Router(scope, self.memory)
+        self._router = Router(scope, self.memory, self.hparams.threshold)
         soft = self.hparams.soft_weighting or not self.hparams.supervised
         kind = _kind_of_model(self.counterfactual)
         self.model = kind(model, tokenizer, self._router, self._adapter, soft=soft)

@@ -1,24 +1,14 @@
-r"""Which questions SERAC's scope sends to an edit, worded as no prompt of its training is.
+"""Facts that CounterFact's prompts say, and questions that ask them in words of their own.
 
-    python benchmarks/serac_questions.py --data counterfact-edit.json --records 500
-
-The first records are in one memory. Of each whose prompt has a wording that is known here, its
-question is asked, which shall go to the edit; and a question about another fact of the same
-subject, which shall go to none.
+None of the questions is worded as a prompt that SERAC's scope is trained on.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import random
 import re
-from pathlib import Path
 
-import report
-
-from easyedit_fast import Editor, EditRequest, read_requests
-from easyedit_fast.metrics import mean_interval
+from easyedit_fast import EditRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,46 +66,6 @@ FACTS = (
 )  # fmt: skip
 
 
-def main() -> None:
-    """Parses the options, fills the memory, asks, writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--records", type=int, default=500)
-    parser.add_argument("--archive", type=Path, help="a scope and adapter of ours")
-    options = parser.parse_args()
-    read = read_requests(options.data, limit=options.records)
-    requests = list({request.prompt: request for request in read}.values())
-    hparams = {} if options.archive is None else {"archive": str(options.archive)}
-    editor = Editor.from_pretrained("demo", method="serac", hparams=hparams, device="cpu")
-    ids = dict(zip(editor.method.memory.add(requests), requests, strict=True))
-    draw = random.Random(0)
-    own: list[float] = []
-    others: list[float] = []
-    for request, fact in known(requests):
-        other = draw.choice([one for one in FACTS if one.kind == fact.kind and one != fact])
-        asked = [one.question.replace("{}", request.subject) for one in (fact, other)]
-        first, second = (route.edit for route in editor.model.routes(asked))
-        own.append(float(first is not None and ids[first.id].prompt == request.prompt))
-        others.append(float(second is None))
-    report.write(
-        "serac_questions",
-        "SERAC: questions worded as no prompt of the training",
-        f"python benchmarks/serac_questions.py --data {options.data.name} --records "
-        f"{options.records}",
-        ["asked", "shall go to", "went there"],
-        [
-            ["the edited fact, as a question", "its edit", shown(own)],
-            ["another fact of the edited subject, as a question", "none", shown(others)],
-        ],
-        [
-            (
-                f"{len(requests)} edits in the memory; means with 95 % intervals, and how many "
-                "were asked. Of the other facts some are such that nobody would ask them."
-            )
-        ],
-    )
-
-
 def known(requests: list[EditRequest]) -> list[tuple[EditRequest, Asked]]:
     """The records whose prompts say a known fact, with that fact; the first that fits."""
     found = []
@@ -125,13 +75,3 @@ def known(requests: list[EditRequest]) -> list[tuple[EditRequest, Asked]]:
         if facts:
             found.append((request, facts[0]))
     return found
-
-
-def shown(values: list[float]) -> str:
-    """A mean, its interval, and of how many."""
-    mean = mean_interval(values)
-    return f"{mean.mean:.3f} ({mean.low:.3f} – {mean.high:.3f}), {mean.count}"
-
-
-if __name__ == "__main__":
-    main()
