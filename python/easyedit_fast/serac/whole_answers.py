@@ -67,6 +67,17 @@ class WholeAnswersModel(SeracModel):
         self.small = self.adapter.model
         self._tokenizer = tokenizer
 
+    def asked(self, prompt: Sequence[int], context: Sequence[int]) -> list[int]:
+        """A prompt's query after its edit, in the small model's tokens.
+
+        Args:
+            prompt: The prompt, in the base model's tokens.
+            context: The edit, in the small model's.
+        """
+        tokenizer = self.adapter.tokenizer
+        query: list[int] = tokenizer(self._reader.read(prompt).text)["input_ids"]
+        return with_context(query, context, tokenizer.bos_token_id)
+
     def _answered(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> NoReturn:
         self._continued(contexts, given)
 
@@ -89,7 +100,7 @@ class WholeAnswersModel(SeracModel):
         settings = self._settings(ids.shape[1], config, given)
         prompts = prompts_of(ids, given["attention_mask"])
         rows = [row for row, routed in enumerate(contexts.routed) if routed]
-        asked = [self._asked(prompts[row], contexts.rows[row].tokens) for row in rows]
+        asked = [self.asked(prompts[row], contexts.rows[row].tokens) for row in rows]
         texts = self._texts(asked, settings)
         answers = [
             [self._told(prompts[row], text) for text in own]
@@ -131,12 +142,6 @@ class WholeAnswersModel(SeracModel):
             ends = ends[0]
         own = (ends, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id, 0)
         return int(next(end for end in own if end is not None))
-
-    def _asked(self, prompt: Sequence[int], context: Sequence[int]) -> list[int]:
-        """A prompt's query after its edit, in the small model's tokens."""
-        tokenizer = self.adapter.tokenizer
-        query: list[int] = tokenizer(self._reader.read(prompt).text)["input_ids"]
-        return with_context(query, context, tokenizer.bos_token_id)
 
     def _texts(self, asked: Sequence[list[int]], settings: dict[str, Any]) -> list[list[str]]:
         """What the small model answers to each row of its tokens, so many times as is wanted.

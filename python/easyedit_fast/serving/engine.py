@@ -15,7 +15,8 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.limits import context_length
 from easyedit_fast.models.memory import is_out_of_memory, make_room_after, out_of_memory
-from easyedit_fast.serving.errors import StoppingError
+from easyedit_fast.serac.whole_answers import WholeAnswersModel
+from easyedit_fast.serving.errors import ApiError, StoppingError
 from easyedit_fast.serving.rows import Row, RowDraws, RowEnds
 
 if TYPE_CHECKING:
@@ -97,11 +98,8 @@ class Engine:
                 with self._memory.deciding():
                     for batch in self._fitting(rows):
                         self._answer(batch)
-            except Exception as error:
-                if not isinstance(error, ModelError):
-                    logger.exception("a batch failed")
-                for row in rows:
-                    row.fail(error)
+            except Exception as error:  # noqa: BLE001  the rows are told of it
+                _fail(rows, error)
 
     def _taken(self) -> list[Row]:
         """The rows that have waited longest, as many as may run together, and at least one."""
@@ -117,22 +115,20 @@ class Engine:
         return rows
 
     def _fitting(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Routes the rows, and parts those that would be too long for the model together."""
+        """Routes the rows, and parts those that would be too long for a model together."""
         if not rows:
             return []
         routes = self._model.routes(*self._padded(rows))
         sizes: dict[int, int] = {}
         for row, route in zip(rows, routes, strict=True):
             row.route = route
-            edit = route.edit
-            context = [] if edit is None else self._model.adapter.context(edit.request)
-            sizes[id(row)] = len(row.tokens) + len(context)
+            sizes[id(row)] = self._size(row)
         batches: list[list[Row]] = []
         for row in rows:
             size = sizes[id(row)]
             limit = self._longest if row.route.edit is None else self._longest_edited
             if size >= limit:
-                row.fail(_too_long(size, int(limit)))
+                row.fail(_too_long(row, size, int(limit)))
                 continue
             row.room = int(min(row.room, limit - size))
             for batch in batches:
@@ -143,31 +139,43 @@ class Engine:
                 batches.append([row])
         return batches
 
+    def _size(self, row: Row) -> int:
+        """How many tokens of a row, its edit's among them, the model reads that answers it."""
+        edit = row.route.edit
+        if edit is None:
+            return len(row.tokens)
+        context = self._model.adapter.context(edit.request)
+        if isinstance(self._model, WholeAnswersModel):
+            return len(self._model.asked(row.tokens, context))
+        return len(row.tokens) + len(context)
+
     def _fits(self, rows: Sequence[Row], sizes: Mapping[int, int]) -> bool:
         """Whether rows can go on together until the last has ended."""
         room = max(row.room for row in rows)
-        edited = [sizes[id(row)] for row in rows if row.route.edit is not None]
-        longest = max(sizes[id(row)] for row in rows) + room
-        return longest <= self._longest and max(edited, default=0) + room <= self._longest_edited
+        longest = {False: 0, True: 0}  # with an edit
+        for row in rows:
+            edited = row.route.edit is not None
+            longest[edited] = max(longest[edited], sizes[id(row)])
+        return (
+            longest[False] + room <= self._longest and longest[True] + room <= self._longest_edited
+        )
 
     def _answer(self, rows: list[Row]) -> None:
-        """Generates; where memory runs out before the first token, by halves."""
+        """Generates; where that fails before the first token, in smaller batches, if they help."""
         rows = [row for row in rows if not row.is_over]
         if not rows:
             return
         try:
             self._generate(rows)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        except Exception as error:  # noqa: BLE001  the rows are told of it
             make_room_after(error)
-            if len(rows) == 1 or any(row.made for row in rows):
-                raise out_of_memory(error) from None
+            smaller = _smaller(rows, error)
+            if not smaller:
+                _fail(rows, out_of_memory(error) if is_out_of_memory(error) else error)
         else:
             return
-        half = len(rows) // 2
-        self._answer(rows[:half])
-        self._answer(rows[half:])
+        for part in smaller:
+            self._answer(part)
 
     def _generate(self, rows: list[Row]) -> None:
         ids, mask = self._padded(rows)
@@ -196,10 +204,32 @@ class Engine:
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _too_long(size: int, limit: int) -> ModelError:
-    return ModelError(
-        f"a prompt with its edit takes {size} tokens, and the model reads {limit} at most, new "
-        "tokens included; shorten the prompt"
+def _smaller(rows: list[Row], error: Exception) -> list[list[Row]]:
+    """Batches that may be answered where one has failed; none: it would be of no use."""
+    if len(rows) == 1 or any(row.made for row in rows):
+        return []
+    if is_out_of_memory(error):
+        half = len(rows) // 2
+        return [rows[:half], rows[half:]]
+    return [[row] for row in rows] if isinstance(error, ModelError) else []
+
+
+def _fail(rows: Sequence[Row], error: Exception) -> None:
+    """Ends rows without an answer; the log tells what is no fault of theirs."""
+    if not isinstance(error, ModelError):
+        logger.error("a batch failed", exc_info=error)
+    for row in rows:
+        row.fail(error)
+
+
+def _too_long(row: Row, size: int, limit: int) -> ApiError:
+    edit = row.route.edit
+    after, remedy = ("", "") if edit is None else (f" after edit {edit.id}", " or the edit")
+    return ApiError(
+        400,
+        f"the prompt takes {size} tokens{after}, and the model that answers it reads {limit} at "
+        f"most, new ones included; shorten the prompt{remedy}",
+        code="context_length_exceeded",
     )
 
 
