@@ -61,7 +61,10 @@ class EditRoutes:
         return {"id": edit, "object": "edit", "deleted": True}
 
     def search(self, body: schemas.SearchRequest) -> dict[str, Any]:
-        """Find the edits that are nearest to a prompt, the nearest first."""
+        """Find the edits that are nearest to a prompt, the nearest first.
+
+        A scope that is a cross-encoder tells the similarity of the first 64; the others' is null.
+        """
         self._require_few(body.limit, "edits", "limit")
         found = self._memory.search(body.prompt, body.limit)
         return _list([{**_told(edit), "similarity": value} for edit, value in found])

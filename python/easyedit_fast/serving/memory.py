@@ -12,19 +12,23 @@ import torch
 
 from easyedit_fast.errors import RequestError
 from easyedit_fast.requests import request_list
-from easyedit_fast.serac.routing import Route
+from easyedit_fast.serac.cross_encoder import CrossEncoder
+from easyedit_fast.serac.routing import Route, Router
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from easyedit_fast.serac.counterfactual import CounterfactualAdapter
-    from easyedit_fast.serac.routing import Router
+    from easyedit_fast.serac.memory import Nearest
     from easyedit_fast.serac.scopes import AnyScope
     from easyedit_fast.serac.store import StoredEdit
 
 
 _AT_ONCE = 16
-"""Prompts of new edits that are embedded in one turn, while others wait for theirs."""
+"""Prompts that are embedded in one turn, or pairs that are read, while others wait for theirs."""
+
+_READ = 64
+"""Edits that a cross-encoder reads for one search: each takes a pass."""
 
 
 class Turns:
@@ -41,16 +45,22 @@ class Turns:
         self._now.release()
 
 
-class TurnsEncoder:
-    """A scope as several threads embed with it: its tokenizer serves one of them at a time.
+class TurnsScope:
+    """A scope as several threads ask it: its tokenizers serve one of them at a time.
 
     Attributes:
-        turns: What is held meanwhile.
+        size: As the scope's.
+        heads: As the scope's.
+        fingerprint: As the scope's.
+        candidates: As the scope's.
+        reads_pairs: Whether a similarity takes a pass of its own.
     """
 
     def __init__(self, scope: AnyScope, turns: Turns) -> None:
-        """Takes the scope, and what is held while it embeds."""
+        """Takes the scope, and what is held while it runs."""
         self.size, self.heads, self.fingerprint = scope.size, scope.heads, scope.fingerprint
+        self.candidates = scope.candidates
+        self.reads_pairs = isinstance(scope, CrossEncoder)
         self._scope, self._turns = scope, turns
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
@@ -62,6 +72,22 @@ class TurnsEncoder:
             found[first : first + _AT_ONCE] = portion
         return found
 
+    def similarities(
+        self, queries: Sequence[str], found: Sequence[Sequence[Nearest]]
+    ) -> list[list[float]]:
+        """As `AnyScope.similarities`; others have their turns between portions of the pairs."""
+        if not self.reads_pairs:
+            return self._scope.similarities(queries, found)
+        pairs = [(query, one) for query, own in zip(queries, found, strict=True) for one in own]
+        told: list[float] = []
+        for first in range(0, len(pairs), _AT_ONCE):
+            asked, edits = zip(*pairs[first : first + _AT_ONCE], strict=True)
+            with self._turns:
+                portion = self._scope.similarities(asked, [[one] for one in edits])
+            told += [value for (value,) in portion]
+        values = iter(told)
+        return [[next(values) for _ in own] for own in found]
+
 
 class SharedMemory:
     """A router and its memory; what other processes have changed is taken in before each answer.
@@ -72,11 +98,12 @@ class SharedMemory:
 
     def __init__(self, router: Router, adapter: CounterfactualAdapter, edit_tokens: int) -> None:
         """Takes the router, what makes contexts, and how many tokens of an edit are let in."""
-        self._router = router
+        scope: Any = TurnsScope(router.scope, Turns())  # has what a router asks of a scope
+        router.memory.encoder = scope
+        self._router = Router(scope, router.memory)
+        self._most_read = max(_READ, scope.candidates) if scope.reads_pairs else None
         self._adapter = adapter
         self._edit_tokens = edit_tokens
-        self._turns = Turns()
-        router.memory.encoder = TurnsEncoder(router.scope, self._turns)
         self._decided = threading.local()
 
     def __len__(self) -> int:
@@ -124,20 +151,28 @@ class SharedMemory:
         self._router.memory.refresh()
         return itertools.dropwhile(lambda edit: edit.id <= after, self._router.memory)
 
-    def search(self, prompt: str, count: int) -> list[tuple[StoredEdit, float]]:
-        """The edits whose scope a prompt is most likely in, and their similarities."""
-        with self._turns:
-            self._router.memory.refresh()
-            return self._router.search(prompt, count)
+    def search(self, prompt: str, count: int) -> list[tuple[StoredEdit, float | None]]:
+        """The edits whose scope a prompt is most likely in, and their similarities.
+
+        Those that are too many for a cross-encoder to read follow by their distance, without one.
+        """
+        memory = self._router.memory
+        memory.refresh()
+        most = count if self._most_read is None else min(count, self._most_read)
+        first: list[tuple[StoredEdit, float | None]] = [*self._router.search(prompt, most)]
+        if most == count:
+            return first
+        known = {edit.id for edit, _ in first}
+        others = [one.edit for one in memory.search(prompt, count) if one.edit.id not in known]
+        return [*first, *((edit, None) for edit in others)][:count]
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
         """The route of each prompt; inside `deciding`, that of a text which was asked is kept."""
         kept: dict[str, Route] = getattr(self._decided, "routes", {})
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt and prompt not in kept]
         if new:
-            with self._turns:
-                self._router.memory.refresh()
-                routes = self._router.routes(new)
+            self._router.memory.refresh()
+            routes = self._router.routes(new)
             kept.update(zip(new, routes, strict=True))
         return [kept.get(prompt, Route(None)) for prompt in prompts]
 

@@ -1,0 +1,121 @@
+"""The memory of a server: what a scope that reads pairs costs those who wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyedit_fast.serac.cross_encoder import CrossEncoder
+from easyedit_fast.serac.hparams import SERACHparams
+from easyedit_fast.serac.memory import EditMemory
+from easyedit_fast.serac.routing import Router
+from easyedit_fast.serac.scope import Scope
+from easyedit_fast.serac.store import SqliteStore
+from easyedit_fast.serving.memory import SharedMemory
+from tests.unit.test_serac_memory import request as edit
+
+EDITS = 90
+ASKED = "The capital of Land7 is"
+
+
+class NoContext:
+    """An adapter whose edits take no tokens."""
+
+    def context(self, _: Any) -> list[int]:
+        return []
+
+
+def shared(scope: Any, edits: int) -> SharedMemory:
+    memory: Any = SharedMemory(
+        Router(scope, EditMemory(SqliteStore(None), scope)), NoContext(), edit_tokens=8
+    )
+    memory.add([edit(number).to_dict() for number in range(edits)])
+    return memory
+
+
+@pytest.fixture(scope="module")
+def pairs(sentence_encoder: Path) -> CrossEncoder:
+    own = {"cls_name": str(sentence_encoder), "cross_attend": True, "cross_candidates": 8}
+    return CrossEncoder(SERACHparams(**own))
+
+
+@pytest.fixture
+def read(pairs: CrossEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pairs were read at a time."""
+    sizes: list[int] = []
+    original = pairs.similarities
+
+    def similarities(queries: Sequence[str], found: Any) -> list[list[float]]:
+        sizes.append(sum(map(len, found)))
+        return original(queries, found)
+
+    monkeypatch.setattr(pairs, "similarities", similarities)
+    return sizes
+
+
+def test_a_search_reads_the_first_pairs_alone(pairs: CrossEncoder, read: list[int]) -> None:
+    memory = shared(pairs, EDITS)
+    found = memory.search(ASKED, 1000)
+    assert sum(read) == 64
+    assert sorted(edit.id for edit, _ in found) == list(range(1, EDITS + 1))
+    values = [value for _, value in found]
+    assert None not in values[:64]
+    assert set(values[64:]) == {None}
+    assert values[:8] == sorted(values[:8], reverse=True)  # type: ignore[type-var]
+    rows = pairs.embed([ASKED, *(one.request.prompt for one, _ in found)])
+    distances = (rows[1:] - rows[0]).norm(dim=1)[8:]
+    assert distances.tolist() == pytest.approx(distances.sort().values.tolist(), abs=1e-5)
+    assert memory.search(ASKED, 20) == found[:20]
+    (route,) = memory.routes([ASKED])
+    assert route.similarity == pytest.approx(values[0], abs=1e-5)
+
+
+def test_a_scope_of_embeddings_has_all_similarities(sentence_encoder: Path) -> None:
+    memory = shared(Scope(SERACHparams(cls_name=str(sentence_encoder))), EDITS)
+    assert None not in [value for _, value in memory.search(ASKED, 1000)]
+
+
+@pytest.mark.parametrize("what", ["routes", "search"])
+def test_others_are_routed_between_the_pairs(
+    pairs: CrossEncoder, read: list[int], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One prompt waits for a portion of the pairs of others, not for all of them."""
+    memory = shared(pairs, EDITS)
+    whole, embed = [f"Prompt {number}" for number in range(16)], pairs.embed
+    before: list[int] = []
+    first = threading.Event()
+    turns: Any = memory._router.scope._turns  # type: ignore[attr-defined]
+
+    def embedded(prompts: Sequence[str]) -> Any:
+        if list(prompts) == [ASKED]:
+            before.append(len(read))
+        return embed(prompts)
+
+    def other() -> None:
+        first.wait(30)
+        memory.routes([ASKED])
+
+    similarities = pairs.similarities
+
+    def seen(queries: Sequence[str], found: Any) -> list[list[float]]:
+        if not first.is_set():
+            first.set()
+            while not turns._next.locked():  # the other one waits for its turn
+                pass
+        return similarities(queries, found)
+
+    monkeypatch.setattr(pairs, "embed", embedded)
+    monkeypatch.setattr(pairs, "similarities", seen)
+    thread = threading.Thread(target=other)
+    thread.start()
+    if what == "routes":
+        memory.routes(whole)
+    else:
+        memory.search("Prompt", 64)
+    thread.join(30)
+    assert before == [1]
+    assert len(read) > 4, "there were more portions"
