@@ -1,4 +1,4 @@
-"""The memory of a server: what a scope that reads pairs costs those who wait."""
+"""The memory of a server: nobody waits long for what others ask."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from easyedit_fast.serac.cross_encoder import CrossEncoder
+from easyedit_fast.serac.graph import NeighbourGraph
 from easyedit_fast.serac.hparams import SERACHparams
-from easyedit_fast.serac.memory import EditMemory
+from easyedit_fast.serac.memory import EditMemory, Nearest
 from easyedit_fast.serac.routing import Router
 from easyedit_fast.serac.scope import Scope
 from easyedit_fast.serac.store import SqliteStore
 from easyedit_fast.serving.memory import SharedMemory
+from tests.unit.test_serac_memory import WordEncoder
 from tests.unit.test_serac_memory import request as edit
 
 EDITS = 90
@@ -27,6 +29,15 @@ class NoContext:
 
     def context(self, _: Any) -> list[int]:
         return []
+
+
+class WordScope(WordEncoder):
+    """One that tells similarities of words."""
+
+    candidates = 1
+
+    def similarities(self, _: Any, found: Sequence[Sequence[Nearest]]) -> list[list[float]]:
+        return [[1 / (1 + one.squared_distance) for one in own] for own in found]
 
 
 def shared(scope: Any, edits: int) -> SharedMemory:
@@ -119,3 +130,47 @@ def test_others_are_routed_between_the_pairs(
     thread.join(30)
     assert before == [1]
     assert len(read) > 4, "there were more portions"
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids that went into graphs."""
+    seen: list[int] = []
+    original = NeighbourGraph.add
+
+    def add(self: NeighbourGraph, ids: Any, rows: Any) -> None:
+        seen.extend(ids)
+        original(self, ids, rows)
+
+    monkeypatch.setattr(NeighbourGraph, "add", add)
+    return seen
+
+
+def opened(scope: Any, path: Path, least: int) -> SharedMemory:
+    store = SqliteStore(path)
+    memory = EditMemory(
+        store, scope, index="approximate", index_file=store.index_file, graph_from=least
+    )
+    adapter: Any = NoContext()
+    return SharedMemory(Router(scope, memory), adapter, edit_tokens=8)
+
+
+def test_nobody_waits_for_a_graph(tmp_path: Path, added: list[int]) -> None:
+    """It is made at the start alone; then it follows."""
+    scope: Any = WordScope()
+    path = tmp_path / "edits.sqlite"
+    memory = opened(scope, path, least=1100)
+    memory.add([edit(number).to_dict() for number in range(1200)])
+    assert memory.search(ASKED, 1)[0][0].id == 8
+    assert added == []
+    memory = opened(scope, path, least=1100)
+    assert sorted(added) == list(range(1, 1201))
+    memory.add([edit(1200).to_dict()])
+    assert added[1200:] == [1201]
+    for gone in range(20, 1100):
+        memory.remove(gone)
+    assert len(added) == 1201
+    assert memory.search(ASKED, 1)[0][0].id == 8
+    memory = opened(scope, path, least=100)
+    assert sorted(added[1201:]) == [*range(1, 20), *range(1100, 1202)], "it was half empty"
+    assert memory.search(ASKED, 1)[0][0].id == 8

@@ -27,9 +27,9 @@ def serve(
     index: Annotated[
         Optional[Literal["exact", "approximate"]],  # noqa: UP045
         typer.Option(
-            help="How edits are found: by comparing a prompt with all of them, or, in a memory of "
-            "20,000 and more, by a graph, which is quicker and may miss one; unless given, as the "
-            "archive says."
+            help="How edits are found: by comparing a prompt with all of them, or by a graph, "
+            "which is quicker and may miss one; it is made at the start, where there are 20,000 "
+            "edits or more. Unless given, as the archive says."
         ),
     ] = None,
     device: options.Device = None,

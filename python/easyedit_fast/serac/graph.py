@@ -73,6 +73,11 @@ class NeighbourGraph:
         return int(self._index.level_stats(0).nodes) - len(self)
 
     @property
+    def is_half_empty(self) -> bool:
+        """Whether it is better made anew."""
+        return self.gaps > max(_CHANGES, len(self))
+
+    @property
     def ids(self) -> set[int]:
         """The numbers of the embeddings in it."""
         return set(np.asarray(self._index.keys).tolist())
@@ -215,16 +220,23 @@ class KeptGraph:
         """Notes that a number was added to those that are wanted, or taken from them."""
         self._touched.add(id_)
 
-    def follow(self, wanted: AbstractSet[int], rows: Callable[[Sequence[int]], Tensor]) -> None:
+    def follow(
+        self,
+        wanted: AbstractSet[int],
+        rows: Callable[[Sequence[int]], Tensor],
+        *,
+        anew: bool = True,
+    ) -> None:
         """Takes out what is wanted no more, and adds what is new; a half empty one is made anew.
 
         Args:
             wanted: The numbers that it is to hold.
             rows: Gives the embeddings of some of them, ``[n, size]`` float32.
+            anew: Whether a whole one may be made, or read, which takes long.
         """
         if self._graph is None:
             self._touched.clear()
-            if len(wanted) < self._least:
+            if not anew or len(wanted) < self._least:
                 return
             self._graph = self._read(wanted, rows)
             self._touched |= self._graph.ids ^ wanted
@@ -232,7 +244,7 @@ class KeptGraph:
         old = [id_ for id_ in changed if id_ not in wanted and id_ in graph]
         new = [id_ for id_ in changed if id_ in wanted and id_ not in graph]
         graph.remove(old)
-        if old and graph.gaps > max(_CHANGES, len(graph)):
+        if anew and old and graph.is_half_empty:
             graph = self._graph = NeighbourGraph(self._size)
             new = sorted(wanted)
         for ids in _blocks(new):
@@ -258,9 +270,12 @@ class KeptGraph:
                 _logger.info("the index is made anew: %s", error)
             else:
                 known = sorted(graph.ids & wanted)
-                if all(graph.holds(ids, rows(ids)) for ids in _blocks(known)):
+                if not all(graph.holds(ids, rows(ids)) for ids in _blocks(known)):
+                    _logger.info("the index is made anew: %s is of another memory", self._file)
+                elif graph.is_half_empty:
+                    _logger.info("the index is made anew: %s is half empty", self._file)
+                else:
                     return graph
-                _logger.info("the index is made anew: %s is of another memory", self._file)
         return self._new
 
     def _write(self) -> None:

@@ -70,6 +70,9 @@ class EditMemory:
 
     Attributes:
         encoder: Makes the embeddings.
+        may_make_graph: Whether a change may have the graph made, for which all wait; False: one
+            that is there follows, and without one all edits are compared, until a memory is made
+            of the same store.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class EditMemory:
                 encoder.size, encoder.fingerprint, file=index_file, least=graph_from
             )
         self.encoder = encoder
+        self.may_make_graph = True
         self._fingerprint = encoder.fingerprint
         self._store = store
         self._matrix = EmbeddingMatrix(encoder.size, encoder.heads, precision)
@@ -180,7 +184,7 @@ class EditMemory:
                 self._last_removal = number
                 self._drop(id_)
             if self._graph is not None:
-                self._graph.follow(self._oldest, self._rows)
+                self._graph.follow(self._oldest, self._rows, anew=self.may_make_graph)
 
     def nearest(self, queries: Tensor, count: int = 1) -> list[list[Nearest]]:
         """The edits that are nearest to some queries, the nearest first.

@@ -100,6 +100,7 @@ class SharedMemory:
         """Takes the router, what makes contexts, and how many tokens of an edit are let in."""
         scope: Any = TurnsScope(router.scope, Turns())  # has what a router asks of a scope
         router.memory.encoder = scope
+        router.memory.may_make_graph = False  # all would wait for it
         self._router = Router(scope, router.memory)
         self._most_read = max(_READ, scope.candidates) if scope.reads_pairs else None
         self._adapter = adapter
