@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -174,3 +175,22 @@ def test_nobody_waits_for_a_graph(tmp_path: Path, added: list[int]) -> None:
     memory = opened(scope, path, least=100)
     assert sorted(added[1201:]) == [*range(1, 20), *range(1100, 1202)], "it was half empty"
     assert memory.search(ASKED, 1)[0][0].id == 8
+
+
+class HastyStore(SqliteStore):
+    """A store whose first edit of several is removed by another one at once."""
+
+    def add(self, *given: Any) -> list[int]:
+        ids = super().add(*given)
+        self.remove(ids[:1])
+        return ids
+
+
+def test_what_was_added_is_told_though_it_was_removed_at_once() -> None:
+    scope, adapter = (cast("Any", one) for one in (WordScope(), NoContext()))
+    memory = SharedMemory(Router(scope, EditMemory(HastyStore(None), scope)), adapter, 8)
+    gone, kept = memory.add([edit(0).to_dict(), edit(1).to_dict()])
+    assert [gone.id, kept.id] == [1, 2]
+    assert [gone.request, kept.request] == [edit(0), edit(1)]
+    assert dt.datetime.fromisoformat(gone.added) >= dt.datetime.fromisoformat(kept.added)
+    assert [one.id for one in memory.all()] == [2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from easyedit_fast.errors import RequestError
+from easyedit_fast.errors import EditStateError, RequestError
 from easyedit_fast.requests import request_list
 from easyedit_fast.serac.cross_encoder import CrossEncoder
 from easyedit_fast.serac.routing import Route, Router
+from easyedit_fast.serac.store import StoredEdit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from easyedit_fast.requests import EditRequest
     from easyedit_fast.serac.counterfactual import CounterfactualAdapter
     from easyedit_fast.serac.memory import Nearest
     from easyedit_fast.serac.scopes import AnyScope
-    from easyedit_fast.serac.store import StoredEdit
 
 
 _AT_ONCE = 16
@@ -128,7 +130,16 @@ class SharedMemory:
                     field="prompt",
                 )
         ids = self._router.memory.add(requests)
-        return [self._router.memory.get(id_) for id_ in ids]
+        return [self._added(*pair) for pair in zip(ids, requests, strict=True)]
+
+    def _added(self, id_: int, request: EditRequest) -> StoredEdit:
+        """An edit that was added just now, even if another client has removed it since."""
+        memory = self._router.memory
+        try:
+            return memory.get(id_)
+        except EditStateError:
+            now = dt.datetime.now(dt.timezone.utc).isoformat(timespec="milliseconds")
+            return StoredEdit(id_, request, None, memory.encoder.fingerprint, now)
 
     def remove(self, id_: int) -> None:
         """Takes an edit out.
