@@ -110,6 +110,7 @@ class SharedMemory:
         self._decided = threading.local()
 
     def __len__(self) -> int:
+        self._router.memory.refresh()
         return len(self._router.memory)
 
     def add(self, records: Sequence[Mapping[str, Any]]) -> list[StoredEdit]:

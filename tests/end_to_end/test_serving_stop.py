@@ -1,0 +1,53 @@
+"""The end of an idle ``easyedit-fast serve``, as people see it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from easyedit_fast.cli.serve import _last_words
+from easyedit_fast.serac.store import SqliteStore
+from tests.end_to_end.servers import edit, untrained_editor
+
+pytestmark = pytest.mark.usefixtures("demo_model")  # says what is missing
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_the_edits_are(tmp_path: Path, number: int) -> None:
+    """Though a client keeps its connection."""
+    archive = untrained_editor(tmp_path)
+    command = [sys.executable, "-m", "easyedit_fast", "serve", "--port", "0",
+               "--archive", archive.name, "--memory", "edits.sqlite"]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        try:
+            first = process.stdout.readline()
+            found = re.fullmatch(r"serving demo with 0 edits on (\S+); Ctrl-C stops it\n", first)
+            assert found, first
+            with httpx.Client(base_url=found[1], timeout=60) as http:
+                assert http.post("/v1/edits", json=[edit(0), edit(1)]).is_success
+                assert http.delete("/v1/edits/1").is_success
+                process.send_signal(number)
+                rest, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
+    assert rest == "stopped; 1 edit is in edits.sqlite\n"
+    assert not list(tmp_path.glob("edits.sqlite-*")), "the file is whole by itself"
+    assert [one.id for one in SqliteStore(tmp_path / "edits.sqlite").listed()] == [2]
+
+
+def test_edits_without_a_file_are_gone() -> None:
+    assert _last_words(0, None) == "stopped; 0 edits are gone, for no --memory named a file"
+    assert _last_words(1, None) == "stopped; 1 edit is gone, for no --memory named a file"
+    assert _last_words(2, Path("a.sqlite")) == "stopped; 2 edits are in a.sqlite"
