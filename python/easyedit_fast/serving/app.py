@@ -224,7 +224,8 @@ def _invalid(errors: Sequence[Any], advice: Mapping[str, str]) -> ApiError:
         inner = [name for name in names if name.isidentifier() or name.isdecimal()]
         if inner[1:] and inner[-1] == "str":
             inner.pop()
-        if field is not None and field in advice and error["type"] not in ("missing", "surrogate"):
+        speaks = error["type"] in ("missing", "surrogate", "extra_forbidden")
+        if field is not None and field in advice and not speaks:
             inner, reason = [field], advice[field]
         else:
             reason = _reason(error, inside=bool(names) or record is not None)

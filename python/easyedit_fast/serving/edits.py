@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -70,23 +70,28 @@ class EditRoutes:
         return _list([{**_told(edit), "similarity": value} for edit, value in found])
 
     def route(self, body: schemas.RouteRequest) -> dict[str, Any]:
-        """Tell which edit answers each prompt; null: the base model does."""
-        self._require_few(len(body.prompts), "prompts", most=self._limits.prompts)
-        routes = self._memory.routes([self._query(prompt) for prompt in body.prompts])
+        """Tell which edit answers each prompt, or a conversation; null: the base model does."""
+        if isinstance(body, schemas.RouteConversation):
+            queries = [self._asked(body.messages, "messages")]
+        else:
+            self._require_few(len(body.prompts), "prompts", most=self._limits.prompts)
+            queries = [self._query(prompt) for prompt in body.prompts]
         data = [
             {"edit": None if one.edit is None else one.edit.id, "similarity": one.similarity}
-            for one in routes
+            for one in self._memory.routes(queries)
         ]
         return {"object": "list", "data": data}
 
     def _query(self, prompt: schemas.RoutedPrompt) -> str:
         """What is routed of a prompt, as a completion or chat would route it."""
         if isinstance(prompt, str) or isinstance(prompt[0], int):
-            tokens = self._prompts.tokens(prompt, "prompts")
-        else:
-            messages = [message.plain() for message in prompt]
-            tokens = self._prompts.conversation(messages, "prompts")
-        return self._prompts.query(tokens)
+            return self._prompts.query(self._prompts.tokens(prompt, "prompts"))
+        return self._asked(prompt, "prompts")
+
+    def _asked(self, messages: Sequence[schemas.Message], field: str) -> str:
+        """What is routed of a conversation."""
+        told = [message.plain() for message in messages]
+        return self._prompts.query(self._prompts.conversation(told, field))
 
     def export(self) -> Iterator[str]:
         """All edits as JSON lines, in the form that ``read_requests`` reads."""

@@ -134,10 +134,13 @@ class PromptReader:
         return ids
 
     def _checked(self, tokens: list[int], field: str) -> list[int]:
-        if not tokens and self._tokenizer.bos_token_id is not None:
-            return [int(self._tokenizer.bos_token_id)]
         if not tokens:
-            raise ApiError(400, f"field {field!r} is empty; give a text", param=field)
+            raise ApiError(
+                400,
+                f"field {field!r} is empty, and this model begins no text with a token of its "
+                "own; give a text",
+                param=field,
+            )
         found = find_token(np.array([tokens]), self._unknown)
         if found is not None:
             raise ApiError(400, f"field {field!r} {found[2]}", param=field)

@@ -165,10 +165,27 @@ class SearchRequest(Strict):
 RoutedPrompt = AnyText | Several[Token] | Several[Message]
 
 
-class RouteRequest(Strict):
-    """``POST /v1/route``: texts and tokens as completions take them, conversations as chats do."""
+class RoutePrompts(Strict):
+    """Prompts: texts and tokens as completions take them, conversations as chats do."""
 
     prompts: Several[RoutedPrompt]
+
+
+class RouteConversation(Strict):
+    """One conversation, as chats take it."""
+
+    messages: Several[Message]
+
+
+def _what_is_routed(body: Any) -> str:
+    return "one" if isinstance(body, dict) and "messages" in body else "several"
+
+
+RouteRequest = Annotated[
+    Annotated[RouteConversation, Tag("one")] | Annotated[RoutePrompts, Tag("several")],
+    Discriminator(_what_is_routed),
+]
+"""``POST /v1/route``."""
 
 
 class Edit(BaseModel):

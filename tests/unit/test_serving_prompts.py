@@ -1,0 +1,28 @@
+"""Prompts that a server reads: empty ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from easyedit_fast.serving.errors import ApiError
+from easyedit_fast.serving.limits import Limits
+from easyedit_fast.serving.prompts import PromptReader
+from tests.unit.tiny_models import tiny_model, tiny_tokenizer
+
+
+def test_an_empty_prompt_is_what_begins_every_text() -> None:
+    tokenizer = tiny_tokenizer(["a b"])
+    reader = PromptReader(tiny_model("llama"), tokenizer, Limits())
+    assert reader.tokens("") == [tokenizer.bos_token_id]
+    assert reader.query(reader.tokens("")) == ""
+
+
+def test_an_empty_prompt_is_refused_where_nothing_begins_a_text(demo_model: Any) -> None:
+    """Though the demo model's tokenizer has a BOS: it begins the turns of chats."""
+    assert demo_model[1].bos_token_id is not None
+    reader = PromptReader(*demo_model, Limits())
+    with pytest.raises(ApiError, match=r"field 'prompts' is empty, .*; give a text") as caught:
+        reader.tokens("", "prompts")
+    assert (caught.value.status, caught.value.param) == (400, "prompts")
