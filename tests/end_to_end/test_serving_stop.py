@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -19,32 +21,48 @@ from tests.end_to_end.servers import edit, untrained_editor
 pytestmark = pytest.mark.usefixtures("demo_model")  # says what is missing
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_says_where_the_edits_are(tmp_path: Path, number: int) -> None:
-    """Though a client keeps its connection."""
-    archive = untrained_editor(tmp_path)
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server without ``--json``, and its address."""
+    archive = untrained_editor(folder)
     command = [sys.executable, "-m", "easyedit_fast", "serve", "--port", "0",
                "--archive", archive.name, "--memory", "edits.sqlite"]  # fmt: skip
     with subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
         try:
+            assert process.stdout is not None
             first = process.stdout.readline()
             found = re.fullmatch(r"serving demo with 0 edits on (\S+); Ctrl-C stops it\n", first)
             assert found, first
-            with httpx.Client(base_url=found[1], timeout=60) as http:
-                assert http.post("/v1/edits", json=[edit(0), edit(1)]).is_success
-                assert http.delete("/v1/edits/1").is_success
-                process.send_signal(number)
-                rest, errors = process.communicate(timeout=120)
+            yield process, found[1]
+            process.wait(120)
         finally:
             process.kill()
+
+
+def test_it_says_where_the_edits_are(tmp_path: Path) -> None:
+    """Though a client keeps its connection."""
+    with serving(tmp_path) as (process, url), httpx.Client(base_url=url, timeout=60) as http:
+        assert http.post("/v1/edits", json=[edit(0), edit(1)]).is_success
+        assert http.delete("/v1/edits/1").is_success
+        process.send_signal(signal.SIGTERM)
+        rest, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")
     assert rest == "stopped; 1 edit is in edits.sqlite\n"
     assert not list(tmp_path.glob("edits.sqlite-*")), "the file is whole by itself"
     assert [one.id for one in SqliteStore(tmp_path / "edits.sqlite").listed()] == [2]
+
+
+def test_nobody_has_to_hear_it(tmp_path: Path) -> None:
+    with serving(tmp_path) as (process, _):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 def test_edits_without_a_file_are_gone() -> None:

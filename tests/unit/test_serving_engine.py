@@ -47,11 +47,13 @@ def running(model: SeracModel, tokenizer: Any, edits: dict[str, EditRequest]) ->
         engine.close()
 
 
-def answers(engine: Engine, tokenizer: Any, texts: Sequence[str]) -> list[Any]:
+def answers(
+    engine: Engine, tokenizer: Any, texts: Sequence[str], temperature: float = 0.0
+) -> list[Any]:
     """What prompts that wait together are told: a text, or an error."""
     news: queue.Queue[Told] = queue.Queue()
     rows = [
-        Row(tokenizer(text)["input_ids"], Sampling(NEW), news.put, place)
+        Row(tokenizer(text)["input_ids"], Sampling(NEW, temperature, seed=place), news.put, place)
         for place, text in enumerate(texts)
     ]
     engine.submit(rows)
@@ -141,3 +143,11 @@ def test_a_row_that_the_model_refuses_fails_alone(
             answers(engine, whole.tokenizer, [text])[0] for text in (IN, OUT)
         ]
     assert isinstance(far, ModelError)
+
+
+def test_draws_do_not_change_whole_answers(whole: Two) -> None:
+    with running(whole.model, whole.tokenizer, whole.router.edits) as engine:
+        plain = answers(engine, whole.tokenizer, [IN, IN, OUT, OUT])
+        drawn = answers(engine, whole.tokenizer, [IN, IN, OUT, OUT], temperature=2.0)
+    assert drawn[:2] == plain[:2]
+    assert len({*drawn[2:], *plain[2:]}) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -107,9 +108,7 @@ def serve(
     if cut_off:
         what = "answer was" if cut_off == 1 else "answers were"
         print_warning(f"{cut_off} {what} cut off; --stop-seconds gives more time")
-    if not json:
-        print_line(_last_words(edits, memory))
-    _end()
+    _end(None if json else _last_words(edits, memory))
 
 
 def _editor(
@@ -150,13 +149,15 @@ def _tell(address: str, model: str, memory: Path | None, edits: int, *, json: bo
         print_line(f"serving {model} with {_count(edits)} on {address}; Ctrl-C stops it")
 
 
-def _end() -> NoReturn:
+def _end(words: str | None) -> NoReturn:
     """Ends the process with code 0, at once: all threads and files of it are closed.
 
     The interpreter would look through thousands of modules for cycles, which takes seconds.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with contextlib.suppress(OSError):  # whoever read the first line may have gone
+        if words is not None:
+            print(words)
+        sys.stdout.flush()
     os._exit(0)
 
 
