@@ -108,8 +108,8 @@ def test_lengths_are_those_of_the_small_models_tokens(whole: Two, reads: Any) ->
         alone = [answers(engine, whole.tokenizer, [text])[0] for text in (IN, OUT)]
     assert isinstance(far, ApiError)
     assert (far.status, far.code) == (400, "context_length_exceeded")
-    assert f"takes {size} tokens after edit 1" in far.message
-    assert far.message.endswith("shorten the prompt or the edit")
+    assert f"the prompt takes {size} tokens after edit 1" in far.message
+    assert far.message.endswith("shorten it or the edit")
     assert [inside, outside] == alone
     assert inside
     assert outside

@@ -48,10 +48,13 @@ class Plan:
     about: dict[str, Any]
 
     @property
-    def rows(self) -> list[tuple[list[int], Sampling]]:
-        """The rows: n neighbours a prompt."""
-        pairs = zip(self.prompts, self.samplings, strict=True)
-        return [pair for pair in pairs for _ in range(self.n)]
+    def rows(self) -> list[tuple[list[int], Sampling, str]]:
+        """The rows: n neighbours a prompt, and what errors call it."""
+        field = "field 'messages'" if self.chat else "field 'prompt'"
+        several = len(self.prompts) > 1
+        names = [f"{field}[{at}]" if several else field for at in range(len(self.prompts))]
+        wanted = zip(self.prompts, self.samplings, names, strict=True)
+        return [one for one in wanted for _ in range(self.n)]
 
 
 class Completions:

@@ -227,8 +227,8 @@ def _too_long(row: Row, size: int, limit: int) -> ApiError:
     after, remedy = ("", "") if edit is None else (f" after edit {edit.id}", " or the edit")
     return ApiError(
         400,
-        f"the prompt takes {size} tokens{after}, and the model that answers it reads {limit} at "
-        f"most, new ones included; shorten the prompt{remedy}",
+        f"{row.name} takes {size} tokens{after}, and the model that answers it reads {limit} at "
+        f"most, new ones included; shorten it{remedy}",
         code="context_length_exceeded",
     )
 

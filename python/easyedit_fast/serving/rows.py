@@ -62,6 +62,7 @@ class Row:
         tokens: The prompt's.
         sampling: How it is made.
         index: Of the answer in its request.
+        name: What errors call the prompt.
         room: New tokens at most, after the edit has its room too.
         route: What the prompt was routed to, once it was.
         made: New tokens so far, the end-of-text token included.
@@ -69,12 +70,18 @@ class Row:
     """
 
     def __init__(
-        self, tokens: list[int], sampling: Sampling, tell: Callable[[Told], None], index: int = 0
+        self,
+        tokens: list[int],
+        sampling: Sampling,
+        tell: Callable[[Told], None],
+        index: int = 0,
+        name: str = "the prompt",
     ) -> None:
         """Takes the prompt, how it is answered, and who is told; `tell` is called by the worker."""
         self.tokens = tokens
         self.sampling = sampling
         self.index = index
+        self.name = name
         self.room = sampling.max_tokens
         self.route = Route(None)
         self.made = 0

@@ -26,8 +26,8 @@ class Running:
         rows: The rows, by their index.
     """
 
-    def __init__(self, engine: Engine, wanted: Sequence[tuple[list[int], Sampling]]) -> None:
-        """Submits rows: their tokens, and how they are answered.
+    def __init__(self, engine: Engine, wanted: Sequence[tuple[list[int], Sampling, str]]) -> None:
+        """Submits rows: their tokens, how they are answered, and what errors call them.
 
         Raises:
             StoppingError: The engine is closed.
@@ -40,7 +40,8 @@ class Running:
                 loop.call_soon_threadsafe(self._news.put_nowait, told)
 
         self.rows = [
-            Row(tokens, sampling, tell, index) for index, (tokens, sampling) in enumerate(wanted)
+            Row(tokens, sampling, tell, index, name)
+            for index, (tokens, sampling, name) in enumerate(wanted)
         ]
         engine.submit(self.rows)
 
