@@ -43,7 +43,13 @@ def test_edits_outlive_the_process_and_come_from_others(
         prompts = [edit(number)["prompt"] for number in range(3)]
         answer = client(server.url).completions.create(model="demo", prompt=prompts, max_tokens=1)
         assert [one.edit for one in answer.choices] == [1, 2, id_]  # type: ignore[attr-defined]
+        (route,) = http.post("/v1/route", json={"prompts": prompts[:1]}).json()["data"]
+        assert route["edit"] == 1
         assert server.stop(signal.SIGINT) == (0, "")
+    higher = (route["similarity"] + 1) / 2
+    with ServerProcess(*arguments, "--threshold", higher) as server, server.http() as http:
+        (found,) = http.post("/v1/route", json={"prompts": prompts[:1]}).json()["data"]
+    assert found == {"edit": None, "similarity": pytest.approx(route["similarity"], rel=1e-4)}
 
 
 @pytest.mark.parametrize("patience", [90, 0])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -33,6 +31,15 @@ def serve(
             help="How edits are found: by comparing a prompt with all of them, or by a graph, "
             "which is quicker and may miss one; it is made at the start, where there are 20,000 "
             "edits or more. Unless given, as the archive says."
+        ),
+    ] = None,
+    threshold: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            min=0,
+            max=1,
+            help="A prompt is answered from an edit where its similarity is above this; lower "
+            "takes in more wordings, and more that is not meant; 0.5 unless given.",
         ),
     ] = None,
     device: options.Device = None,
@@ -96,7 +103,12 @@ def serve(
     token = read_token(token_file)
     # Before the model is loaded: what is wrong here is told at once.
     with listen(host, port, has_token=token is not None) as listener:
-        editor = _editor(model, method, archive, memory, index, device=device, dtype=dtype)
+        given = {
+            "archive": None if archive is None else str(archive),
+            "memory_index": index,
+            "threshold": threshold,
+        }
+        editor = _editor(model, method, given, memory, device=device, dtype=dtype)
         service = Service(editor, model, limits, token)
 
         def ready(address: str) -> None:
@@ -108,15 +120,16 @@ def serve(
     if cut_off:
         what = "answer was" if cut_off == 1 else "answers were"
         print_warning(f"{cut_off} {what} cut off; --stop-seconds gives more time")
-    _end(None if json else _last_words(edits, memory))
+    if not json:
+        with contextlib.suppress(OSError):  # whoever read the first line may have gone
+            print(_last_words(edits, memory), flush=True)
 
 
 def _editor(
     model: str,
     method: str,
-    archive: Path | None,
+    given: dict[str, Any],
     memory: Path | None,
-    index: str | None,
     **loading: Any,
 ) -> Any:
     from easyedit_fast.editor import Editor
@@ -131,7 +144,6 @@ def _editor(
         )
     if memory is None:
         print_warning("the edits are kept in this process alone; --memory names a file for them")
-    given = {"archive": None if archive is None else str(archive), "memory_index": index}
     hparams = {name: value for name, value in given.items() if value is not None}
     return Editor.from_pretrained(
         model, method=method, hparams=hparams or None, memory=memory, **loading
@@ -147,18 +159,6 @@ def _tell(address: str, model: str, memory: Path | None, edits: int, *, json: bo
         print(format_.dumps(told), flush=True)  # one line, for what starts the server to read
     else:
         print_line(f"serving {model} with {_count(edits)} on {address}; Ctrl-C stops it")
-
-
-def _end(words: str | None) -> NoReturn:
-    """Ends the process with code 0, at once: all threads and files of it are closed.
-
-    The interpreter would look through thousands of modules for cycles, which takes seconds.
-    """
-    with contextlib.suppress(OSError):  # whoever read the first line may have gone
-        if words is not None:
-            print(words)
-        sys.stdout.flush()
-    os._exit(0)
 
 
 def _last_words(edits: int, memory: Path | None) -> str:

@@ -103,7 +103,7 @@ class SharedMemory:
         scope: Any = TurnsScope(router.scope, Turns())  # has what a router asks of a scope
         router.memory.encoder = scope
         router.memory.may_make_graph = False  # all would wait for it
-        self._router = Router(scope, router.memory)
+        self._router = Router(scope, router.memory, router.threshold)
         self._most_read = max(_READ, scope.candidates) if scope.reads_pairs else None
         self._adapter = adapter
         self._edit_tokens = edit_tokens
@@ -176,7 +176,8 @@ class SharedMemory:
         if most == count:
             return first
         known = {edit.id for edit, _ in first}
-        others = [one.edit for one in memory.search(prompt, count) if one.edit.id not in known]
+        near = memory.nearest(self._router.scope.embed([prompt]), count)[0]
+        others = [one.edit for one in near if one.edit.id not in known]
         return [*first, *((edit, None) for edit in others)][:count]
 
     def routes(self, prompts: Sequence[str]) -> list[Route]:
