@@ -19,10 +19,11 @@ from pathlib import Path
 import report
 import torch
 from facts import FACTS, known
-from serac_scopes import KINDS, asked_of, filled, scope_of
+from serac_scopes import KINDS, asked_of, filled
 
 from easyedit_fast import EditRequest, read_requests
 from easyedit_fast.serac.routing import Router
+from easyedit_fast.serac.trained import trained_scope
 
 _BOUNDS = (0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
 _THRESHOLDS = (0.5, 0.3, 0.2, 0.1, 0.05)
@@ -34,18 +35,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--edits", type=int, default=500)
-    parser.add_argument("--archive", type=Path, required=True, help="a scope and adapter of ours")
+    parser.add_argument("--archive", type=Path, help="a scope and adapter of ours")
     options = parser.parse_args()
     read = read_requests(options.data, limit=options.edits)
     requests = list({request.prompt: request for request in read}.values())
-    router = filled(scope_of(options.archive), requests)
+    router = filled(trained_scope(options.archive), requests)
     prompts = asked_of(requests, len(requests))
     own, others = questions(requests)
     asked = {"questions": own, "questions about other facts": others, **prompts}
     found = {kind: likely(router, pairs) for kind, pairs in asked.items() if pairs}
     command = (
-        f"python benchmarks/serac_calibration.py --data {options.data.name} --edits "
-        f"{options.edits} --archive FILE"
+        f"python benchmarks/serac_calibration.py --data {options.data.name} --edits {options.edits}"
     )
     note = f"{len(requests)} edits in the memory."
     write_calibration(found, command, note)

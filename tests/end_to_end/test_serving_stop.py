@@ -6,15 +6,19 @@ import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
-from easyedit_fast.cli.serve import _last_words
+from easyedit_fast import EditRequest
+from easyedit_fast.cli.serve import _close, _last_words
 from easyedit_fast.serac.store import SqliteStore
 from tests.end_to_end.servers import edit, untrained_editor
 
@@ -65,7 +69,28 @@ def test_nobody_has_to_hear_it(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def test_edits_without_a_file_are_gone() -> None:
-    assert _last_words(0, None) == "stopped; 0 edits are gone, for no --memory named a file"
-    assert _last_words(1, None) == "stopped; 1 edit is gone, for no --memory named a file"
-    assert _last_words(2, Path("a.sqlite")) == "stopped; 2 edits are in a.sqlite"
+def test_the_last_words_are_what_the_file_tells(tmp_path: Path) -> None:
+    assert _last_words(None) == "stopped; the edits are gone, for no --memory named a file"
+    file = tmp_path / "edits.sqlite"
+    assert re.fullmatch(r"stopped; there is no .*edits\.sqlite.*", _last_words(file))
+    with SqliteStore(file) as store:
+        store.add([EditRequest(**edit(n)) for n in range(2)], torch.ones(2, 3), "some")
+        assert _last_words(file) == f"stopped; 2 edits are in {file}"
+
+
+def test_an_edit_that_waits_for_another_process_does_not_hold_the_end_up(tmp_path: Path) -> None:
+    file = tmp_path / "edits.sqlite"
+    store = SqliteStore(file)
+    requests = [EditRequest(**edit(0))]
+    adding = threading.Thread(target=store.add, args=(requests, torch.ones(1, 3), "some"))
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        adding.start()
+        while store._write_lock.acquire(blocking=False):  # it has not come that far
+            store._write_lock.release()
+        _close(store)
+        assert adding.is_alive(), "it waits yet"
+        other.execute("COMMIT")
+    adding.join(60)
+    with SqliteStore(file) as again:
+        assert len(again) == 1

@@ -281,7 +281,6 @@ def test_who_waits_too_long_is_told_why(path: Path, monkeypatch: pytest.MonkeyPa
 WRITER = """
 import sys
 from easyedit_fast.serac.memory import EditMemory
-from easyedit_fast.serac.routing import Route
 from easyedit_fast.serac.store import SqliteStore
 from tests.unit.test_serac_memory import WordEncoder, request
 

@@ -55,7 +55,7 @@ def small(sentence_encoder: Path, request: pytest.FixtureRequest) -> Any:
     """Makes a trainee on a small model."""
     cross = getattr(request, "param", False)
 
-    def make(**keys: Any) -> SeracTrainee:
+    def make(model: Any = None, **keys: Any) -> SeracTrainee:
         hparams = {
             "cls_name": str(sentence_encoder),
             "cls_rank": 4,
@@ -70,7 +70,7 @@ def small(sentence_encoder: Path, request: pytest.FixtureRequest) -> Any:
             "lr": 1e-2,
             **keys,
         }
-        model = tiny_model("llama", max_position_embeddings=256)
+        model = model or tiny_model("llama", max_position_embeddings=256)
         return serac_trainee(model, own_tokenizer(), requests(), requests()[:3], hparams=hparams)[0]
 
     return make
@@ -195,7 +195,7 @@ def test_the_adapters_losses(small: Any) -> None:
             q = answer_logits(adapter, [data.with_edit(probe, place)], [True]).log_softmax(-1)
             p = answer_logits(adapter, [probe], [False]).log_softmax(-1)
             localities.append((p.exp() * (p - q)).sum(-1).mean())
-            [(row, _)] = data.continued([place], 12)
+            [(_, row, _)] = data.continued([place], 12)
             q = answer_logits(adapter, [data.with_edit(row, place)], [True]).log_softmax(-1)
             p = answer_logits(adapter, [row], [False]).log_softmax(-1)
             after.append((p.exp() * (p - q)).sum(-1).mean())
@@ -220,7 +220,8 @@ def test_targets_are_continued_by_the_unedited_model(small: Any) -> None:
     data, model = trainee.data, trainee.adapter.model
     found = data.continued([4, 1, 4], 6)
     assert found[0] == found[2] == data.continued([4], 6)[0]
-    for place, (row, at) in zip([4, 1], found, strict=False):
+    for place, (owner, row, at) in zip([4, 1], found, strict=False):
+        assert owner == place
         asked = data.rewrites[place].tokens
         plain = model.generate(torch.tensor([asked]), max_new_tokens=6, do_sample=False)[0]
         assert [*row.tokens] == plain.tolist()
@@ -229,16 +230,40 @@ def test_targets_are_continued_by_the_unedited_model(small: Any) -> None:
         assert logits.argmax(-1).tolist() == [*row.answer]
 
 
-def test_a_continuation_ends_where_the_model_reads_no_more(
-    small: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_continuation_does_not_depend_on_what_is_drawn_with_it(small: Any) -> None:
+    makes = [small(tiny_model("llama", max_position_embeddings=256).bfloat16()) for _ in range(2)]
+    together, alone = (make.data for make in makes)
+    places = list(range(len(together)))
+    for place, row, _ in together.continued(places, 60):
+        assert alone.continued([place], 60)[0][1] == row
+
+
+@pytest.mark.parametrize("room", [3, 1, 0, -1])
+def test_a_continuation_ends_where_the_model_reads_no_more(small: Any, room: int) -> None:
     data = small(parts="counterfactual").data
-    whole = len(data.with_edit(data.rewrites[0], 0).tokens)
-    for room, expected in ((3, 3), (0, 0)):
-        module = "easyedit_fast.serac.training_data.context_length"
-        monkeypatch.setattr(module, lambda _, limit=whole + room: limit)
-        data._continued.clear()
-        assert len(data.continued([0], 6)[0][0].answer) == expected
+    whole = {place: len(data.with_edit(data.rewrites[place], place).tokens) for place in range(4)}
+    longest = max(whole, key=whole.__getitem__)
+    model = tiny_model("gpt2", n_positions=whole[longest] + room)
+    trainee = small(model, parts="counterfactual", cntr_modules=["c_attn"])
+    found = {place: row for place, row, _ in trainee.data.continued([*whole], 12)}
+    assert len(found[longest].answer) == room if room > 0 else longest not in found
+    assert trainee.step(trainee.prepare(0, [*whole]))[0].isfinite()
+
+
+def test_a_continuation_fits_a_small_model_too(small: Any, tmp_path: Path) -> None:
+    data = small(parts="counterfactual").data
+    whole = [len(data.with_edit(data.rewrites[place], place).tokens) for place in range(4)]
+    own_tokenizer().save_pretrained(tmp_path)
+    tiny_model("gpt2", n_positions=max(whole) + 3).save_pretrained(tmp_path)
+    trainee = small(parts="counterfactual", small_name=str(tmp_path), cntr_modules=["c_attn"])
+    found = trainee.data.continued([0, 1, 2, 3], 12)
+    fed = [len(trainee.data.with_edit(row, place).tokens) for place, row, _ in found]
+    assert max(fed) == max(whole) + 3
+    assert trainee.step(trainee.prepare(0, [0, 1, 2, 3]))[0].isfinite()
+
+
+def test_a_scope_that_learns_alone_asks_for_no_answers(small: Any) -> None:
+    assert small(parts="scope").prepare(0, [0, 1])[1] is None
 
 
 @both_kinds
@@ -373,11 +398,12 @@ def test_nan_names_the_record(small: Any) -> None:
     trainee = turned(small(parts="counterfactual"))
     place = 2
     batch = trainee.prepare(0, [0, 1, place, 3])
-    rows = [*batch[1].targets, *batch[1].outside]  # each four of the four records
+    rows = [*zip(batch[1].places, batch[1].targets, strict=True)]
+    rows += zip(batch[1].owners, batch[1].outside, strict=True)
     own = next(
         token
-        for token in rows[place].tokens
-        if not any(token in row.tokens for at, row in enumerate(rows) if at % 4 != place)
+        for token in batch[1].targets[place].tokens
+        if not any(token in row.tokens for owner, row in rows if owner != place)
     )
     with torch.no_grad():
         trainee.adapter.model.get_input_embeddings().weight[own] = math.nan

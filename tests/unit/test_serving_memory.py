@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -116,8 +117,10 @@ def test_others_are_routed_between_the_pairs(
     def seen(queries: Sequence[str], found: Any) -> list[list[float]]:
         if not first.is_set():
             first.set()
+            last = time.monotonic() + 30
             while not turns._next.locked():  # the other one waits for its turn
-                pass
+                assert time.monotonic() < last, "the other one did not come"
+                time.sleep(0.001)
         return similarities(queries, found)
 
     monkeypatch.setattr(pairs, "embed", embedded)

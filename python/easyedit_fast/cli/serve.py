@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -10,6 +11,7 @@ import typer
 
 from easyedit_fast.cli import options
 from easyedit_fast.cli.output import print_line, print_warning
+from easyedit_fast.errors import EasyEditFastError
 
 _PORTS = 1 << 16
 
@@ -30,7 +32,7 @@ def serve(
         typer.Option(
             help="How edits are found: by comparing a prompt with all of them, or by a graph, "
             "which is quicker and may miss one; it is made at the start, where there are 20,000 "
-            "edits or more. Unless given, as the archive says."
+            "edits or more. 'exact' unless given."
         ),
     ] = None,
     threshold: Annotated[
@@ -115,14 +117,14 @@ def serve(
             _tell(address, model, memory, len(service.memory), json=json)
 
         cut_off = run(service, listener, stop_seconds=stop_seconds, ready=ready)
-    edits = len(service.memory)
-    editor.method.close()
+    words = _last_words(memory)
+    _close(editor.method.memory)  # last, and so it is that leaves the file whole
     if cut_off:
         what = "answer was" if cut_off == 1 else "answers were"
         print_warning(f"{cut_off} {what} cut off; --stop-seconds gives more time")
     if not json:
         with contextlib.suppress(OSError):  # whoever read the first line may have gone
-            print(_last_words(edits, memory), flush=True)
+            print(words, flush=True)
 
 
 def _editor(
@@ -161,11 +163,25 @@ def _tell(address: str, model: str, memory: Path | None, edits: int, *, json: bo
         print_line(f"serving {model} with {_count(edits)} on {address}; Ctrl-C stops it")
 
 
-def _last_words(edits: int, memory: Path | None) -> str:
-    verb = "is" if edits == 1 else "are"
+def _close(memory: Any) -> None:
+    """Leaves the file tidy, unless a client's edit still waits for another process's writer."""
+    closing = threading.Thread(target=memory.close, daemon=True)
+    closing.start()
+    closing.join(1)
+
+
+def _last_words(memory: Path | None) -> str:
+    """Where the edits are, as the file tells: it may be another's by now, or gone."""
+    from easyedit_fast.serac.store import SqliteStore
+
     if memory is None:
-        return f"stopped; {_count(edits)} {verb} gone, for no --memory named a file"
-    return f"stopped; {_count(edits)} {verb} in {memory}"
+        return "stopped; the edits are gone, for no --memory named a file"
+    try:
+        with SqliteStore(memory, read_only=True) as store:
+            edits = len(store)
+    except EasyEditFastError as error:
+        return f"stopped; {error}"
+    return f"stopped; {_count(edits)} {'is' if edits == 1 else 'are'} in {memory}"
 
 
 def _count(edits: int) -> str:

@@ -27,8 +27,8 @@ from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_KEPT = 50_000
-"""Rows whose states are kept at most."""
+_KEPT = 100_000
+"""States that are kept, and a row's more at most."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,15 +201,18 @@ class BaseAnswers:
         """Takes the model, and the rows of which some will be asked for."""
         self.model, self._rows = model, rows
         self._known: dict[int, Tensor] = {}
+        self._kept = 0
 
     @torch.no_grad()
     def at(self, places: Sequence[int]) -> Tensor:
         """``[reads, d_model]`` of the rows at some places."""
-        if len(self._known) > _KEPT:
+        if self._kept > _KEPT:
             self._known.clear()
+            self._kept = 0
         for place in places:
             if place not in self._known:
                 self._known[place] = self._run(self._rows[place])
+                self._kept += self._rows[place].reads
         return torch.cat([self._known[place] for place in places]).to(self.model.device)
 
     @torch.no_grad()

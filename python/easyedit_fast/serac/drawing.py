@@ -21,8 +21,8 @@ _QUESTIONS = 0.4
 _REWRITES = 0.25
 """So many of a cross-encoder's prompts in scope are the edit's own."""
 
-Batch = tuple[ScopeShare | None, AdapterShare | MixtureShare]
-"""What is asked of the scope, unless that learns nothing by itself, and of the adapter."""
+Batch = tuple[ScopeShare | None, AdapterShare | MixtureShare | None]
+"""What is asked of the scope and of the adapter, as far as they learn; or of both together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Drawing:
         drawn = _Drawn(iteration, places, own, rephrases, localities, draw)
         if not self._hparams.supervised:
             return None, self._mixture_share(drawn)
-        adapter = self._adapter_share(drawn)
+        adapter = None if self._hparams.parts == "scope" else self._adapter_share(drawn)
         if self._negatives is None:
             return None, adapter
         return self._scope_share(drawn, self._negatives), adapter
@@ -128,20 +128,21 @@ class Drawing:
         return MixtureShare(memory, asked * 2, prompts, rows, base, len(asked), records)
 
     def _adapter_share(self, drawn: _Drawn) -> AdapterShare:
-        data, places, tokens = self._data, drawn.places, self._hparams.cntr_continuation
+        data, places = self._data, drawn.places
         records, asked = self._answered(drawn)
         learned = [places[at] for at in asked]
         rows = [data.inside(places[at], drawn.iteration, drawn.rephrases[at])[1] for at in asked]
-        pairs = [data.locality(places[at], drawn.localities[at])[1:] for at in asked]
-        owners = learned
-        if tokens:
-            pairs += data.continued(learned, tokens)
-            owners = learned * 2
+        outside = [
+            (places[at], *data.locality(places[at], drawn.localities[at])[1:]) for at in asked
+        ]
+        if self._hparams.cntr_continuation:
+            outside += data.continued(learned, self._hparams.cntr_continuation)
         return AdapterShare(
             learned,
             [data.with_edit(*pair) for pair in zip(rows, learned, strict=True)],
-            [data.with_edit(row, place) for (row, _), place in zip(pairs, owners, strict=True)],
-            [at for _, at in pairs],
+            [data.with_edit(row, place) for place, row, _ in outside],
+            [place for place, _, _ in outside],
+            [at for _, _, at in outside],
             records,
         )
 

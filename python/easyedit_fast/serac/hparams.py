@@ -31,6 +31,9 @@ _WITHOUT_MEANING = frozenset(
 )
 """Keys of EasyEdit's SERAC files that change nothing here, nor there."""
 
+UNUSED = ("memory_index", "threshold")
+"""Keys of whoever searches memories, without meaning for training and its editors."""
+
 
 class SERACHparams(Hparams):
     """What SERAC's scope and counterfactual model are made of.
@@ -86,7 +89,7 @@ class SERACHparams(Hparams):
     bound_embeds: bool = False
     dist_heads: PositiveInt = 1
     memory_index: Literal["exact", "approximate"] = "exact"
-    threshold: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.5
+    threshold: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     soft_weighting: bool = False
     freeze_cntr: bool = False
     cntr_rank: PositiveInt = 16
@@ -153,5 +156,5 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
 
     def for_edits(self) -> dict[str, Any]:
         """Those that the parts were made with, as `SERACHparams` takes them."""
-        wanted = set(SERACHparams.model_fields) - {"archive", "memory_index", "threshold"}
+        wanted = set(SERACHparams.model_fields) - {"archive", *UNUSED}
         return {name: value for name, value in self.to_dict().items() if name in wanted}

@@ -40,6 +40,7 @@ class AdapterShare:
         targets: A prompt in the scope of each one's edit, after the edit.
         outside: A locality prompt of each, after the edit; then the rewrite prompts with their
             targets and what the base model says after these, after the edit.
+        owners: The record of each of these.
         base: The same among what the unedited model answers.
         records: Records of the batch that the adapter learns from.
     """
@@ -47,6 +48,7 @@ class AdapterShare:
     places: list[int]
     targets: list[Answered]
     outside: list[Answered]
+    owners: list[int]
     base: list[int]
     records: int
 

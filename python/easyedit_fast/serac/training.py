@@ -21,7 +21,7 @@ from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import routed_logits, row_means
 from easyedit_fast.serac.drawing import Batch, Drawing
 from easyedit_fast.serac.editor_files import load_parts, read_editor, require_encoder, write_editor
-from easyedit_fast.serac.hparams import SERACTrainingHparams
+from easyedit_fast.serac.hparams import UNUSED, SERACTrainingHparams
 from easyedit_fast.serac.losses import WHAT, mixture_losses, scope_loss
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.scope import Scope
@@ -160,7 +160,7 @@ class SeracTrainee:
     def description(self) -> dict[str, Any]:
         """All that a run depends on, as plain JSON values."""
         hparams = self.hparams.to_dict()
-        for name in ("results_dir", "device", "model_name", "model_parallel"):
+        for name in (*UNUSED, "results_dir", "device", "model_name", "model_parallel"):
             hparams.pop(name)
         archive, small = self.hparams.archive, self.counterfactual.card
         if small:
@@ -233,7 +233,7 @@ class SeracTrainee:
             )
             values["scope/acc_train"] = routed
         else:
-            found = self._adapter_losses(answers) if self._learns("counterfactual") else []
+            found = [] if answers is None else self._adapter_losses(answers)
         if found:
             edit, right, locality, *after = found
             total = total + self.hparams.cedit * edit + self.hparams.cloc * sum(after, locality)
@@ -261,10 +261,13 @@ class SeracTrainee:
             )
             nll, kl = nll_and_divergence(logits, wanted, base.detach())
         edit = row_means(nll, share.targets)
-        kept = row_means(kl, share.outside).split(len(edit))
-        require_finite(share.places, sum(kept, edit).isfinite(), WHAT)
+        kept = row_means(kl, share.outside)
+        finite = torch.cat([edit, kept]).isfinite()
+        require_finite([*share.places, *share.owners], finite, WHAT)
         right = row_means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
-        return [one.sum() / share.records for one in (edit, right, *kept)]
+        locality, after = kept.tensor_split([len(edit)])
+        found = [edit, right, locality, *([after] if self.hparams.cntr_continuation else [])]
+        return [one.sum() / share.records for one in found]
 
     def close(self) -> None:
         """Takes the adapter out of its model."""

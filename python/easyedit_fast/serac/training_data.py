@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,8 @@ class SeracData:
         self.probes = probes
         self._known = [*probes, *self.rewrites, *itertools.chain.from_iterable(self.rephrases)]
         self.base = BaseAnswers(unedited or model, self._known)
-        self._continued: dict[int, int] = {}
+        self._continued: dict[int, int | None] = {}
+        self._limit = min(context_length(one) or sys.maxsize for one in (model, self.base.model))
         numbers = iter(range(len(probes), len(self._known)))
         self._base_rewrites = [next(numbers) for _ in self.rewrites]
         self._base_rephrases = [[next(numbers) for _ in own] for own in self.rephrases]
@@ -98,36 +100,36 @@ class SeracData:
         probe = self.localities[place][chosen]
         return self.locality_prompts[place][chosen], self.probes[probe], probe
 
-    def continued(self, places: Sequence[int], tokens: int) -> list[tuple[Answered, int]]:
+    def continued(self, places: Sequence[int], tokens: int) -> list[tuple[int, Answered, int]]:
         """Rewrite prompts with their targets, and so many tokens of the unedited model's after it.
 
-        It chooses the most probable ones, fewer where a text ends or the model reads no more. They
-        are made once.
+        It chooses the most probable ones; fewer where a text ends, or a model reads no more. Each
+        is made once, and alone: so it does not matter when.
 
         Returns:
-            For each record, the row whose answer is those tokens, and its place in `base`.
+            Record, the row whose answer is those tokens, and its place in `base`; of the records
+            that leave room for one.
 
         Raises:
             ModelError: The model keeps more of the past than keys and values.
         """
-        new = [place for place in dict.fromkeys(places) if place not in self._continued]
-        model, limit = self.base.model, context_length(self.base.model)
-        passages = []
-        for place in new:
-            row = self.rewrites[place].tokens
-            room = (
-                tokens
-                if limit is None
-                else limit - len(self.with_edit(self.rewrites[place], place).tokens)
-            )
-            passages.append(Passage(row, len(row), max(0, min(tokens, room))))
-        ends = frozenset(end_ids(model, self._tokenizer))
-        for place, passage, outcome in zip(
-            new, passages, Decoder(model, ends).run(passages), strict=True
-        ):
-            self._continued[place] = len(self._known)
-            self._known.append(Answered([*passage.tokens, *outcome.continuation], passage.start))
-        return [(self._known[at], at) for at in map(self._continued.__getitem__, places)]
+        for place in places:
+            if place not in self._continued:
+                self._continued[place] = self._continue(place, tokens)
+        found = [(place, self._continued[place]) for place in places]
+        return [(place, self._known[at], at) for place, at in found if at is not None]
+
+    def _continue(self, place: int, tokens: int) -> int | None:
+        """The place in `base` of a record's continuation, made now; None: there is no room."""
+        row, unedited = self.rewrites[place], self.base.model
+        room = self._limit - len(self.with_edit(row, place).tokens)
+        if room < 1:
+            return None
+        passage = Passage(row.tokens, len(row.tokens), min(tokens, room))
+        ends = frozenset(end_ids(unedited, self._tokenizer))
+        (outcome,) = Decoder(unedited, ends).run([passage])
+        self._known.append(Answered([*row.tokens, *outcome.continuation], passage.start))
+        return len(self._known) - 1
 
     def digest(self) -> str:
         """SHA-256 over all records."""
