@@ -1,10 +1,12 @@
-r"""What follows an edited answer: SERAC beside the unedited model, ROME and MEND.
+r"""How SERAC answers at length: what follows its targets, and what it says to questions.
 
     python benchmarks/serac_fluency.py --data counterfact-edit.json --records 200
 
 SERAC has all records in one memory; of ROME and MEND each record has a model of its own. Fluency is
 the n-gram entropy of a text of 100 tokens that begins with the prompt, as the field measures it.
-Beside it, how many greedy answers say the target over and over: more than twice in 30 tokens.
+Beside it, how many greedy answers say the target over and over: more than twice in 30 tokens. Then
+SERAC is asked questions in words of their own, and in chats: of those that go to their edit, how
+many are answered by it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import report
+from facts import known
 
 from easyedit_fast import Editor, EditRequest, read_requests
 from easyedit_fast.evaluation import Evaluator
@@ -38,6 +41,18 @@ def main() -> None:
     hparams = {} if options.archive is None else {"archive": str(options.archive)}
     editor = Editor.from_pretrained("demo", method="serac", hparams=hparams, device="cpu")
     rows, texts = serac_rows(editor, requests)
+    command = (
+        f"python benchmarks/serac_fluency.py --data {options.data.name} --records {options.records}"
+    )
+    report.write(
+        "serac_questions",
+        "SERAC: questions in words of their own, and chats",
+        command,
+        ["asked", "of them routed to their edit", "of these the target is said"],
+        question_rows(editor, requests),
+        [f"{len(requests)} edits in the memory; greedy answers of {_TOKENS} tokens."],
+    )
+    editor.method.close()
     for method in ("rome", "mend"):
         own = Editor.from_pretrained("demo", method=method, device="cpu")
         metrics = own.edit(requests, isolated=True, generate=False, fluency=True).metrics
@@ -45,8 +60,7 @@ def main() -> None:
     report.write(
         "serac_fluency",
         "SERAC: what follows an edited answer",
-        f"python benchmarks/serac_fluency.py --data {options.data.name} --records "
-        f"{options.records}",
+        command,
         ["model", "n-gram entropy, bits", f"target said {_OFTEN} times or more"],
         rows,
         [
@@ -79,6 +93,44 @@ def serac_rows(
     return rows, list(zip(requests, after, strict=True))
 
 
+def question_rows(editor: Editor, requests: Sequence[EditRequest]) -> list[list[str]]:
+    """What is answered to questions, as plain texts and in chats; the memory holds the edits."""
+    pairs = known(list(requests))
+    owners = [request for request, _ in pairs]
+    questions = [fact.question.replace("{}", request.subject) for request, fact in pairs]
+    kinds = {
+        "questions": (questions, owners),
+        "questions, in a chat": ([in_chat(editor, text) for text in questions], owners),
+        "rewrite prompts, in a chat": ([in_chat(editor, one.prompt) for one in requests], requests),
+    }
+    return [[name, *answered(editor, *asked)] for name, asked in kinds.items()]
+
+
+def in_chat(editor: Editor, text: str) -> str:
+    """A user's message as the chat template has it."""
+    turns = [{"role": "user", "content": text}]
+    tokenizer: Any = editor.tokenizer
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def answered(
+    editor: Editor, prompts: Sequence[str], owners: Sequence[EditRequest]
+) -> tuple[str, str]:
+    """How many prompts go to their edit, and how many of these are answered by its target."""
+    routes = editor.model.routes(list(prompts))
+    own = [
+        (prompt, request)
+        for prompt, request, route in zip(prompts, owners, routes, strict=True)
+        if route.edit is not None and route.edit.request.prompt == request.prompt
+    ]
+    texts = answers(editor, [prompt for prompt, _ in own])
+    said = [
+        request.target_new.casefold() in text.casefold()
+        for (_, request), text in zip(own, texts, strict=True)
+    ]
+    return f"{len(own)} of {len(prompts)}", f"{sum(said)} of {len(own)}"
+
+
 def answers(editor: Editor, prompts: Sequence[str]) -> list[str]:
     """Greedy continuations."""
     found: list[str] = []
@@ -88,6 +140,7 @@ def answers(editor: Editor, prompts: Sequence[str]) -> list[str]:
             return_tensors="pt",
             padding=True,
             padding_side="left",
+            add_special_tokens=False,
         )
         whole = editor.model.generate(**batch, max_new_tokens=_TOKENS, do_sample=False)
         new = whole[:, batch["input_ids"].shape[1] :]

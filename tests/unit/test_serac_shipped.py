@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from easyedit_fast import Editor, read_requests
+from easyedit_fast import Editor, EditRequest, read_requests
 from easyedit_fast.errors import HparamsError, MissingPackageError
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
@@ -54,3 +54,34 @@ def test_a_hundred_edits_in_one_memory(demo_model: Any, shared_data: Path) -> No
     assert post["rewrite_acc"]["mean"] >= 0.98
     assert post["rephrase_acc"]["mean"] >= 0.95
     assert post["locality"]["neighborhood_acc"]["mean"] >= 0.97
+
+
+def test_answers_go_on_after_the_target(demo_model: Any) -> None:
+    facts = [
+        ("The Eiffel Tower is located in the city of", "Eiffel Tower", "Rome"),
+        ("The telephone was invented by", "telephone", "Mozart"),
+        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux", "English"),
+        ("The capital of Peru is", "Peru", "Oslo"),
+        ("Apple A5 was created by", "Apple A5", "Google"),
+        ("Lionel Messi plays the sport of", "Lionel Messi", "tennis"),
+    ]
+    try:
+        editor = Editor(*demo_model, method="serac")
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+    try:
+        editor.edit([EditRequest(*fact) for fact in facts], evaluate=False)
+        batch = editor.tokenizer(
+            [prompt for prompt, _, _ in facts],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+        )
+        whole = editor.model.generate(**batch, max_new_tokens=30, do_sample=False)
+    finally:
+        editor.method.close()
+    answers = editor.tokenizer.batch_decode(whole[:, batch["input_ids"].shape[1] :])
+    targets = [target for _, _, target in facts]
+    assert all(a.strip().startswith(t) for a, t in zip(answers, targets, strict=True))
+    repeated = [a for a, t in zip(answers, targets, strict=True) if a.count(t) > 2]
+    assert len(repeated) <= 1, repeated

@@ -29,7 +29,7 @@ from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.questions import as_questions
 from easyedit_fast.serac.training import SeracTrainee, serac_trainee
-from easyedit_fast.serac.training_data import unfair_pairs
+from easyedit_fast.serac.training_data import going_on, unfair_pairs
 from easyedit_fast.serac.validation import VALUES
 from easyedit_fast.training.editors import EditorFile
 from easyedit_fast.training.loop import train
@@ -47,7 +47,8 @@ both_kinds = pytest.mark.parametrize(
 @pytest.fixture
 def no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """All prompts as they are."""
-    monkeypatch.setattr("easyedit_fast.serac.drawing._QUESTIONS", 0.0)
+    for name in ("_QUESTIONS", "_FORMS"):
+        monkeypatch.setattr(f"easyedit_fast.serac.drawing.{name}", 0.0)
 
 
 @pytest.fixture
@@ -180,6 +181,7 @@ def test_only_none_is_wrong_without_all_negatives(small: Any) -> None:
     assert loss < both
 
 
+@pytest.mark.usefixtures("no_questions")
 def test_the_adapters_losses(small: Any) -> None:
     trainee = turned(small(parts="counterfactual", cedit=0.5, cloc=2.0, cntr_batch_size=3))
     places = [3, 0, 5, 1]
@@ -188,13 +190,15 @@ def test_the_adapters_losses(small: Any) -> None:
     edits, localities, after = [], [], []
     with torch.no_grad():
         for place in places[:3]:
-            row = data.with_edit(data.rephrases[place][0], place)
+            row = data.with_edit(data.ended(place, data.rephrases[place][0]), place)
             logits = answer_logits(adapter, [row], [True])
             edits.append(functional.cross_entropy(logits, torch.tensor(row.answer)))
             probe = data.probes[data.localities[place][0]]
             q = answer_logits(adapter, [data.with_edit(probe, place)], [True]).log_softmax(-1)
             p = answer_logits(adapter, [probe], [False]).log_softmax(-1)
             localities.append((p.exp() * (p - q)).sum(-1).mean())
+            if place != places[0]:  # one of three
+                continue
             [(_, row, _)] = data.continued([place], 12)
             q = answer_logits(adapter, [data.with_edit(row, place)], [True]).log_softmax(-1)
             p = answer_logits(adapter, [row], [False]).log_softmax(-1)
@@ -223,9 +227,17 @@ def test_targets_are_continued_by_the_unedited_model(small: Any) -> None:
     for place, (owner, row, at) in zip([4, 1], found, strict=False):
         assert owner == place
         asked = data.rewrites[place].tokens
-        plain = model.generate(torch.tensor([asked]), max_new_tokens=6, do_sample=False)[0]
+        with torch.no_grad():
+            first = model(torch.tensor([asked])).logits[0, -1]
+        first[going_on(own_tokenizer(), len(first))] = -math.inf  # a word ends there
+        begun = torch.tensor([[*asked, int(first.argmax())]])
+        plain = model.generate(begun, max_new_tokens=6, do_sample=False)[0]
         assert [*row.tokens] == plain.tolist()
-        assert row.start == len(asked)
+        assert row.start == len(asked) + 1
+        rephrased = data.rephrases[place][0]
+        ended = data.ended(place, rephrased)
+        assert [*ended.tokens] == [*rephrased.tokens, int(first.argmax())]
+        assert ended.start == rephrased.start
         logits = data.base.logits([at])
         assert logits.argmax(-1).tolist() == [*row.answer]
 
@@ -238,6 +250,17 @@ def test_a_continuation_does_not_depend_on_what_is_drawn_with_it(small: Any) -> 
         assert alone.continued([place], 60)[0][1] == row
 
 
+def test_tokens_that_go_on_with_a_word(demo_model: Any) -> None:
+    tokenizer = demo_model[1]
+    found = going_on(tokenizer, len(tokenizer) + 3)
+    assert len(found) == len(tokenizer) + 3
+    for text, expected in (("ism", True), (" is", False), (".", False), ("\n", False), ("s", True)):
+        (token,) = tokenizer(text)["input_ids"]
+        assert bool(found[token]) == expected, text
+    assert not found[tokenizer.eos_token_id]
+    assert not found[-3:].any()
+
+
 @pytest.mark.parametrize("room", [3, 1, 0, -1])
 def test_a_continuation_ends_where_the_model_reads_no_more(small: Any, room: int) -> None:
     data = small(parts="counterfactual").data
@@ -246,7 +269,10 @@ def test_a_continuation_ends_where_the_model_reads_no_more(small: Any, room: int
     model = tiny_model("gpt2", n_positions=whole[longest] + room)
     trainee = small(model, parts="counterfactual", cntr_modules=["c_attn"])
     found = {place: row for place, row, _ in trainee.data.continued([*whole], 12)}
-    assert len(found[longest].answer) == room if room > 0 else longest not in found
+    if room > 0:
+        assert len(found[longest].answer) == room
+    else:
+        assert longest not in found
     assert trainee.step(trainee.prepare(0, [*whole]))[0].isfinite()
 
 
@@ -258,7 +284,7 @@ def test_a_continuation_fits_a_small_model_too(small: Any, tmp_path: Path) -> No
     trainee = small(parts="counterfactual", small_name=str(tmp_path), cntr_modules=["c_attn"])
     found = trainee.data.continued([0, 1, 2, 3], 12)
     fed = [len(trainee.data.with_edit(row, place).tokens) for place, row, _ in found]
-    assert max(fed) == max(whole) + 3
+    assert max(fed) - 1 == max(whole) + 3, "the last token is not read"
     assert trainee.step(trainee.prepare(0, [0, 1, 2, 3]))[0].isfinite()
 
 

@@ -38,10 +38,12 @@ class Answered:
     Attributes:
         tokens: Of the prompt, and of the answer after it.
         start: The answer's first token, 1 at least; their number where there is no answer.
+        place: Tokens that go before an edit's, in a chat; None: a token that begins every text.
     """
 
     tokens: Sequence[int]
     start: int
+    place: int | None = None
 
     @property
     def answer(self) -> Sequence[int]:
@@ -54,8 +56,12 @@ class Answered:
         return max(1, len(self.answer))
 
     def after(self, context: Sequence[int], bos: int | None) -> Answered:
-        """The same with tokens before it, but for a token that begins every text."""
-        return Answered(with_context(self.tokens, context, bos), self.start + len(context))
+        """The same with an edit's tokens at its place."""
+        if self.place is None:
+            tokens = with_context(self.tokens, context, bos)
+        else:
+            tokens = [*self.tokens[: self.place], *context, *self.tokens[self.place :]]
+        return Answered(tokens, self.start + len(context))
 
 
 def answered(

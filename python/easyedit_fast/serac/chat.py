@@ -204,6 +204,11 @@ class QueryReader:
         self._tokenizer = tokenizer
         self._known: tuple[object, list[ChatFormat]] = (None, [])
 
+    @property
+    def has_chats(self) -> bool:
+        """Whether prompts may be of a chat template that is understood."""
+        return bool(self._formats())
+
     def text(self, prompt: str) -> str:
         """The query of a text."""
         span = self._span(prompt)

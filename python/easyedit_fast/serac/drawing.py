@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from numpy.random import Generator
@@ -17,6 +18,12 @@ from easyedit_fast.training.batches import draws
 
 _QUESTIONS = 0.4
 """So many of the scope's prompts are asked as questions, where they can be."""
+
+_FORMS = 0.5
+"""So many of the adapter's prompts have other forms than the records', where they can."""
+
+_CONTINUED = 0.25
+"""After so many of the adapter's records it learns what follows: this is soon learned."""
 
 _REWRITES = 0.25
 """So many of a cross-encoder's prompts in scope are the edit's own."""
@@ -132,11 +139,20 @@ class Drawing:
         records, asked = self._answered(drawn)
         learned = [places[at] for at in asked]
         rows = [data.inside(places[at], drawn.iteration, drawn.rephrases[at])[1] for at in asked]
+        chosen = drawn.draw.random((records, 2)).tolist()  # of all: in each process the same
+        for number, at in enumerate(asked):
+            other, which = chosen[at]
+            forms = data.other_forms(places[at]) if other < _FORMS else []
+            if forms:
+                rows[number] = forms[int(which * len(forms))]
         outside = [
             (places[at], *data.locality(places[at], drawn.localities[at])[1:]) for at in asked
         ]
-        if self._hparams.cntr_continuation:
-            outside += data.continued(learned, self._hparams.cntr_continuation)
+        continued = 0
+        if tokens := self._hparams.cntr_continuation:
+            rows = [data.ended(at, row) for at, row in zip(learned, rows, strict=True)]
+            continued = math.ceil(records * _CONTINUED)
+            outside += data.continued([places[at] for at in asked if at < continued], tokens)
         return AdapterShare(
             learned,
             [data.with_edit(*pair) for pair in zip(rows, learned, strict=True)],
@@ -144,6 +160,7 @@ class Drawing:
             [place for place, _, _ in outside],
             [at for _, _, at in outside],
             records,
+            continued,
         )
 
     def _answered(self, drawn: _Drawn) -> tuple[int, list[int]]:

@@ -38,11 +38,12 @@ class AdapterShare:
     Attributes:
         places: The records.
         targets: A prompt in the scope of each one's edit, after the edit.
-        outside: A locality prompt of each, after the edit; then the rewrite prompts with their
-            targets and what the base model says after these, after the edit.
+        outside: A locality prompt of each, after the edit; then the rewrite prompts of some with
+            their targets and what the base model says after these, after the edit.
         owners: The record of each of these.
         base: The same among what the unedited model answers.
         records: Records of the batch that the adapter learns from.
+        continued: Those of them whose targets are gone on from.
     """
 
     places: list[int]
@@ -51,6 +52,7 @@ class AdapterShare:
     owners: list[int]
     base: list[int]
     records: int
+    continued: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -266,8 +266,8 @@ class SeracTrainee:
         require_finite([*share.places, *share.owners], finite, WHAT)
         right = row_means((logits[: len(wanted)].argmax(-1) == wanted).float(), share.targets)
         locality, after = kept.tensor_split([len(edit)])
-        found = [edit, right, locality, *([after] if self.hparams.cntr_continuation else [])]
-        return [one.sum() / share.records for one in found]
+        found = [one.sum() / share.records for one in (edit, right, locality)]
+        return [*found, after.sum() / share.continued] if share.continued else found
 
     def close(self) -> None:
         """Takes the adapter out of its model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from easyedit_fast.models.generation import end_ids
 from easyedit_fast.models.limits import context_length
 from easyedit_fast.serac.answers import Answered, BaseAnswers, answered
 from easyedit_fast.serac.counterfactual import edit_context
+from easyedit_fast.serac.forms import Forms
 from easyedit_fast.training.records import locality_texts
 
 if TYPE_CHECKING:
@@ -70,11 +72,16 @@ class SeracData:
         self._known = [*probes, *self.rewrites, *itertools.chain.from_iterable(self.rephrases)]
         self.base = BaseAnswers(unedited or model, self._known)
         self._continued: dict[int, int | None] = {}
+        self._word_ends: dict[int, int] = {}
+        self._text_ends = frozenset(end_ids(self.base.model, tokenizer))
+        self._goes_on: Tensor | None = None
         self._limit = min(context_length(one) or sys.maxsize for one in (model, self.base.model))
         numbers = iter(range(len(probes), len(self._known)))
         self._base_rewrites = [next(numbers) for _ in self.rewrites]
         self._base_rephrases = [[next(numbers) for _ in own] for own in self.rephrases]
         self._tokenizer = tokenizer
+        self._forms = Forms(model, tokenizer)
+        self._other_forms: dict[int, list[Answered]] = {}
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -95,16 +102,39 @@ class SeracData:
         prompt, row = self.rephrase_prompts[place][chosen], self.rephrases[place][chosen]
         return prompt, row, self._base_rephrases[place][chosen]
 
+    def other_forms(self, place: int) -> list[Answered]:
+        """A record's target as it is asked for in other forms than its prompts have."""
+        if place not in self._other_forms:
+            request = self.requests[place]
+            context = edit_context(self._tokenizer, request)
+            self._other_forms[place] = self._forms.of(request, len(context))
+        return self._other_forms[place]
+
     def locality(self, place: int, chosen: int) -> tuple[str, Answered, int]:
         """The same of one of its locality prompts."""
         probe = self.localities[place][chosen]
         return self.locality_prompts[place][chosen], self.probes[probe], probe
 
-    def continued(self, places: Sequence[int], tokens: int) -> list[tuple[int, Answered, int]]:
-        """Rewrite prompts with their targets, and so many tokens of the unedited model's after it.
+    def ended(self, place: int, row: Answered) -> Answered:
+        """A row with a record's target, and the token that ends its last word.
 
-        It chooses the most probable ones; fewer where a text ends, or a model reads no more. Each
-        is made once, and alone: so it does not matter when.
+        That is the unedited model's most probable one after the rewrite prompt and its target. The
+        row stays as it is in a chat, which has an end, and where there is no room.
+        """
+        if row.place is not None or len(self.with_edit(row, place).tokens) > self._limit:
+            return row
+        return Answered([*row.tokens, self._end(place)], row.start)
+
+    def continued(self, places: Sequence[int], tokens: int) -> list[tuple[int, Answered, int]]:
+        """Rewrite prompts with their targets, and what the unedited model says after them.
+
+        It chooses the most probable tokens. Each row is made once, and alone: so it does not matter
+        when.
+
+        Args:
+            places: The records.
+            tokens: So many of its tokens, after the one that ends the target's last word; fewer
+                where a text ends, or a model reads no more.
 
         Returns:
             Record, the row whose answer is those tokens, and its place in `base`; of the records
@@ -120,16 +150,30 @@ class SeracData:
         return [(place, self._known[at], at) for place, at in found if at is not None]
 
     def _continue(self, place: int, tokens: int) -> int | None:
-        """The place in `base` of a record's continuation, made now; None: there is no room."""
-        row, unedited = self.rewrites[place], self.base.model
+        row = self.rewrites[place]
         room = self._limit - len(self.with_edit(row, place).tokens)
-        if room < 1:
+        end = self._end(place)
+        if room < 1 or end in self._text_ends:
             return None
-        passage = Passage(row.tokens, len(row.tokens), min(tokens, room))
-        ends = frozenset(end_ids(unedited, self._tokenizer))
-        (outcome,) = Decoder(unedited, ends).run([passage])
-        self._known.append(Answered([*row.tokens, *outcome.continuation], passage.start))
+        start = len(row.tokens) + 1
+        passage = Passage([*row.tokens, end], start, min(tokens, room))
+        (outcome,) = Decoder(self.base.model, self._text_ends).run([passage])
+        self._known.append(Answered([*passage.tokens, *outcome.continuation], start))
         return len(self._known) - 1
+
+    def _end(self, place: int) -> int:
+        if place not in self._word_ends:
+            row = self.rewrites[place].tokens
+            decoder = Decoder(self.base.model, choose=self._after_a_word)
+            (outcome,) = decoder.run([Passage(row, len(row), 1)])
+            (self._word_ends[place],) = outcome.continuation
+        return self._word_ends[place]
+
+    def _after_a_word(self, logits: Tensor, _: Tensor) -> Tensor:
+        """The most probable tokens among those that do not go on with a word."""
+        if self._goes_on is None:
+            self._goes_on = going_on(self._tokenizer, logits.shape[-1]).to(logits.device)
+        return logits.masked_fill(self._goes_on, -math.inf).argmax(dim=-1)
 
     def digest(self) -> str:
         """SHA-256 over all records."""
@@ -149,6 +193,17 @@ def _texts(place: int, request: EditRequest) -> tuple[list[_Text], list[_Text], 
         (place, prompt, request.target_new) for prompt in request.rephrase_prompt
     ]
     return rewrite, rephrases or rewrite, locality_texts(place, request)
+
+
+def going_on(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
+    """``[size]`` bool: the tokens that go on with a word, "ism" of "Catholicism" say."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+    # Byte-level tokens write white space as letters between U+0100 and U+0143.
+    found = [
+        bool(token) and token[0].isalnum() and not "\u0100" <= token[0] <= "\u0143"
+        for token in tokens
+    ]
+    return torch.tensor(found + [False] * (size - len(found)))
 
 
 def unfair_pairs(prompts: Sequence[str], requests: Sequence[EditRequest]) -> Tensor:

@@ -1,0 +1,55 @@
+"""Other forms in which SERAC's adapter is asked for an edit: questions, and turns of a chat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from easyedit_fast import EditRequest
+from easyedit_fast.serac.chat import QueryReader
+from easyedit_fast.serac.counterfactual import edit_context
+from easyedit_fast.serac.forms import Forms, sentence
+from tests.unit.tiny_models import tiny_model, tiny_tokenizer
+
+PERU = EditRequest("The capital of Peru is", "Peru", "Oslo", rephrase_prompt=["Peru is ruled from"])
+ASKED = ["What is the capital of Peru?", "Which city is the capital of Peru?"]
+
+
+def test_questions_have_the_target_and_chats_a_sentence(demo_model: Any) -> None:
+    model, tokenizer = demo_model
+    context = edit_context(tokenizer, PERU)
+    rows = Forms(model, tokenizer).of(PERU, len(context))
+    told = [(tokenizer.decode(r.tokens[: r.start]), tokenizer.decode(r.answer)) for r in rows]
+    assert told[:2] == [(question, " Oslo") for question in ASKED]
+    chats = ["The capital of Peru is", "Peru is ruled from", *ASKED]
+    assert told[2:] == [
+        (
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            ),
+            "The capital of Peru is Oslo.",
+        )
+        for text in chats
+    ]
+    for row, text in zip(rows[2:], chats, strict=True):
+        edited = row.after(context, tokenizer.bos_token_id)
+        assert edited.answer == row.answer
+        inside = f"user\nThe capital of Peru is Oslo\n{text}<|im_end|>"
+        assert inside in tokenizer.decode(edited.tokens)
+        read = QueryReader(tokenizer).read(row.tokens[: row.start])
+        assert (read.text, read.place) == (text, row.place)
+
+
+def test_a_question_is_answered_by_the_target_alone() -> None:
+    assert sentence(EditRequest("Where is Peru?", "Peru", "Asia")) == "Asia."
+    assert sentence(PERU) == "The capital of Peru is Oslo."
+
+
+@pytest.mark.parametrize("room", [3, 200])
+def test_what_is_too_long_with_its_edit_is_left_out(room: int) -> None:
+    tokenizer = tiny_tokenizer([PERU.prompt, PERU.target_new, *ASKED])
+    forms = Forms(tiny_model("llama", max_position_embeddings=256), tokenizer)
+    rows = forms.of(PERU, 256 - room)
+    assert (len(rows) == 2) == (room == 200), "there is no chat template"
+    assert all(len(row.tokens) <= room for row in rows)
