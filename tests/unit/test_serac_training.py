@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import string
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def small(sentence_encoder: Path, request: pytest.FixtureRequest) -> Any:
     """Makes a trainee on a small model."""
     cross = getattr(request, "param", False)
 
-    def make(model: Any = None, **keys: Any) -> SeracTrainee:
+    def make(model: Any = None, tokenizer: Any = None, **keys: Any) -> SeracTrainee:
         hparams = {
             "cls_name": str(sentence_encoder),
             "cls_rank": 4,
@@ -72,19 +73,28 @@ def small(sentence_encoder: Path, request: pytest.FixtureRequest) -> Any:
             **keys,
         }
         model = model or tiny_model("llama", max_position_embeddings=256)
-        return serac_trainee(model, own_tokenizer(), requests(), requests()[:3], hparams=hparams)[0]
+        tokenizer = tokenizer or own_tokenizer()
+        return serac_trainee(model, tokenizer, requests(), requests()[:3], hparams=hparams)[0]
 
     return make
 
 
-def own_tokenizer() -> Any:
+_TEMPLATE = (
+    "{% for one in messages %}{{ one.role }} says {{ one.content }} \n{% endfor %}"
+    "{% if add_generation_prompt %}assistant says {% endif %}"
+)
+
+
+def own_tokenizer(*, chats: bool = True) -> Any:
     """One that knows the characters of the records."""
     texts = [
         text
         for one in requests()
         for text in (one.prompt, one.target_new, *one.rephrase_prompt, "English", "governed from")
     ]
-    return tiny_tokenizer(texts)
+    tokenizer = tiny_tokenizer([*texts, "user assistant system says :", string.printable])
+    tokenizer.chat_template = _TEMPLATE if chats else None
+    return tokenizer
 
 
 def turned(trainee: SeracTrainee) -> SeracTrainee:
@@ -211,6 +221,37 @@ def test_the_adapters_losses(small: Any) -> None:
     assert min(locality, kept) > 1e-4
 
 
+def test_other_forms_are_learned(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easyedit_fast.serac.drawing._FORMS", 1.0)
+    trainee = turned(small(parts="counterfactual", cntr_continuation=0))
+    data, adapter, places = trainee.data, trainee.adapter, [3, 0, 5, 1]
+    asked = trainee.prepare(1, places)[1].targets
+    forms = [[data.with_edit(form, place) for form in data.other_forms(place)] for place in places]
+    assert any(form.place is not None for place in places for form in data.other_forms(place))
+    plain = [data.with_edit(data.rephrases[place][0], place) for place in places]
+    assert all(
+        row in own or (row == other and not own)
+        for row, own, other in zip(asked, forms, plain, strict=True)
+    )
+    assert asked != plain
+    values = trainee.step(trainee.prepare(1, places))[1]
+    with torch.no_grad():
+        losses = [
+            functional.cross_entropy(
+                answer_logits(adapter, [row], [True]), torch.tensor(row.answer)
+            )
+            for row in asked
+        ]
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(values["loss/edit_train"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_knows_the_template_of_its_chats(small: Any) -> None:
+    digest = small().description()["chat_template"]
+    assert digest == small().description()["chat_template"]
+    assert digest != small(tokenizer=own_tokenizer(chats=False)).description()["chat_template"]
+
+
 def test_what_follows_the_targets_is_learned_where_it_is_asked_for(small: Any) -> None:
     trainee = turned(small(parts="counterfactual", cntr_continuation=0))
     values = trainee.step(trainee.prepare(0, [0, 1, 2, 3]))[1]
@@ -229,7 +270,9 @@ def test_targets_are_continued_by_the_unedited_model(small: Any) -> None:
         asked = data.rewrites[place].tokens
         with torch.no_grad():
             first = model(torch.tensor([asked])).logits[0, -1]
-        first[going_on(own_tokenizer(), len(first))] = -math.inf  # a word ends there
+        first[: len(going_on(own_tokenizer()))][
+            going_on(own_tokenizer())
+        ] = -math.inf  # a word ends there
         begun = torch.tensor([[*asked, int(first.argmax())]])
         plain = model.generate(begun, max_new_tokens=6, do_sample=False)[0]
         assert [*row.tokens] == plain.tolist()
@@ -252,13 +295,12 @@ def test_a_continuation_does_not_depend_on_what_is_drawn_with_it(small: Any) -> 
 
 def test_tokens_that_go_on_with_a_word(demo_model: Any) -> None:
     tokenizer = demo_model[1]
-    found = going_on(tokenizer, len(tokenizer) + 3)
-    assert len(found) == len(tokenizer) + 3
+    found = going_on(tokenizer)
+    assert len(found) == len(tokenizer)
     for text, expected in (("ism", True), (" is", False), (".", False), ("\n", False), ("s", True)):
         (token,) = tokenizer(text)["input_ids"]
         assert bool(found[token]) == expected, text
     assert not found[tokenizer.eos_token_id]
-    assert not found[-3:].any()
 
 
 @pytest.mark.parametrize("room", [3, 1, 0, -1])
@@ -420,17 +462,18 @@ def test_another_encoder_in_the_same_folder_goes_on_with_nothing(
     Serac(model, own_tokenizer(), hparams={"archive": str(editor)}).close()
 
 
-def test_nan_names_the_record(small: Any) -> None:
+@pytest.mark.parametrize("where", ["target", "outside"])
+def test_nan_names_the_record(small: Any, where: str) -> None:
     trainee = turned(small(parts="counterfactual"))
     place = 2
     batch = trainee.prepare(0, [0, 1, place, 3])
     rows = [*zip(batch[1].places, batch[1].targets, strict=True)]
     rows += zip(batch[1].owners, batch[1].outside, strict=True)
-    own = next(
-        token
-        for token in batch[1].targets[place].tokens
-        if not any(token in row.tokens for owner, row in rows if owner != place)
-    )
+    mine = {"target": batch[1].targets[place], "outside": batch[1].outside[place]}[where]
+    others = [
+        row for owner, row in rows if owner != place or (where == "outside" and row is not mine)
+    ]
+    own = next(token for token in mine.tokens if not any(token in row.tokens for row in others))
     with torch.no_grad():
         trainee.adapter.model.get_input_embeddings().weight[own] = math.nan
     with pytest.raises(NonFiniteError) as caught:

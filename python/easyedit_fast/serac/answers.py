@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _KEPT = 100_000
-"""States that are kept, and a row's more at most."""
+"""States that are kept, and a call's more at most."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

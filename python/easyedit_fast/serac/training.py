@@ -129,7 +129,9 @@ class SeracTrainee:
         self._tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
         small = self.counterfactual = counterfactual_of(hparams.small_name, model, tokenizer, known)
         unedited = model if small.same_vocabulary else small.model
-        self.data = SeracData(small.model, small.tokenizer, requests, unedited)
+        self.data = SeracData(
+            small.model, small.tokenizer, requests, unedited, chats=small.same_vocabulary
+        )
         try:
             self._validation = SeracData(small.model, small.tokenizer, validation, unedited)
         except RecordError as error:
@@ -173,6 +175,7 @@ class SeracTrainee:
             "encoder": self.scope.origin,
             **small,
             "data": [self.data.digest(), self._validation.digest()],
+            "chat_template": self.data.forms.digest(),
             "archive_sha256": None if archive is None else digest(Path(archive)),
         }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -37,6 +36,7 @@ class SeracData:
         localities: Of each record, its locality prompts.
         base: What the unedited model answers: to the locality prompts, to the others, and after
             the targets.
+        forms: Other forms of its prompts.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class SeracData:
         tokenizer: PreTrainedTokenizerBase,
         requests: Sequence[EditRequest],
         unedited: PreTrainedModel | None = None,
+        *,
+        chats: bool = True,
     ) -> None:
         """Tokenises the prompts.
 
@@ -53,6 +55,7 @@ class SeracData:
             tokenizer: Its (fast) tokenizer.
             requests: The records.
             unedited: Answers prompts in no edit's scope, in the same tokens; None: `model`.
+            chats: Whether the model is asked in chats, too.
 
         Raises:
             RequestError: A record has no locality prompt, or does not fit the model.
@@ -74,13 +77,13 @@ class SeracData:
         self._continued: dict[int, int | None] = {}
         self._word_ends: dict[int, int] = {}
         self._text_ends = frozenset(end_ids(self.base.model, tokenizer))
-        self._goes_on: Tensor | None = None
+        self._ends_words: Tensor | None = None
         self._limit = min(context_length(one) or sys.maxsize for one in (model, self.base.model))
         numbers = iter(range(len(probes), len(self._known)))
         self._base_rewrites = [next(numbers) for _ in self.rewrites]
         self._base_rephrases = [[next(numbers) for _ in own] for own in self.rephrases]
         self._tokenizer = tokenizer
-        self._forms = Forms(model, tokenizer)
+        self.forms = Forms(model, tokenizer, chats=chats)
         self._other_forms: dict[int, list[Answered]] = {}
 
     def __len__(self) -> int:
@@ -107,7 +110,7 @@ class SeracData:
         if place not in self._other_forms:
             request = self.requests[place]
             context = edit_context(self._tokenizer, request)
-            self._other_forms[place] = self._forms.of(request, len(context))
+            self._other_forms[place] = self.forms.of(request, len(context))
         return self._other_forms[place]
 
     def locality(self, place: int, chosen: int) -> tuple[str, Answered, int]:
@@ -119,9 +122,11 @@ class SeracData:
         """A row with a record's target, and the token that ends its last word.
 
         That is the unedited model's most probable one after the rewrite prompt and its target. The
-        row stays as it is in a chat, which has an end, and where there is no room.
+        row stays as it is in a chat, whose sentence has a full stop, where the tokenizer has ended
+        the text, and where there is no room.
         """
-        if row.place is not None or len(self.with_edit(row, place).tokens) > self._limit:
+        has_end = row.place is not None or row.tokens[-1] in self._text_ends
+        if has_end or len(self.with_edit(row, place).tokens) > self._limit:
             return row
         return Answered([*row.tokens, self._end(place)], row.start)
 
@@ -152,11 +157,10 @@ class SeracData:
     def _continue(self, place: int, tokens: int) -> int | None:
         row = self.rewrites[place]
         room = self._limit - len(self.with_edit(row, place).tokens)
-        end = self._end(place)
-        if room < 1 or end in self._text_ends:
+        if room < 1 or row.tokens[-1] in self._text_ends or self._end(place) in self._text_ends:
             return None
         start = len(row.tokens) + 1
-        passage = Passage([*row.tokens, end], start, min(tokens, room))
+        passage = Passage([*row.tokens, self._end(place)], start, min(tokens, room))
         (outcome,) = Decoder(self.base.model, self._text_ends).run([passage])
         self._known.append(Answered([*passage.tokens, *outcome.continuation], start))
         return len(self._known) - 1
@@ -171,9 +175,10 @@ class SeracData:
 
     def _after_a_word(self, logits: Tensor, _: Tensor) -> Tensor:
         """The most probable tokens among those that do not go on with a word."""
-        if self._goes_on is None:
-            self._goes_on = going_on(self._tokenizer, logits.shape[-1]).to(logits.device)
-        return logits.masked_fill(self._goes_on, -math.inf).argmax(dim=-1)
+        if self._ends_words is None:
+            ends = ~going_on(self._tokenizer)[: logits.shape[-1]]
+            self._ends_words = ends.nonzero()[:, 0].to(logits.device)
+        return self._ends_words[logits[:, self._ends_words].argmax(dim=-1)]
 
     def digest(self) -> str:
         """SHA-256 over all records."""
@@ -195,15 +200,18 @@ def _texts(place: int, request: EditRequest) -> tuple[list[_Text], list[_Text], 
     return rewrite, rephrases or rewrite, locality_texts(place, request)
 
 
-def going_on(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """``[size]`` bool: the tokens that go on with a word, "ism" of "Catholicism" say."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+def going_on(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """``[tokens]`` bool: those that go on with a word, "ism" of "Catholicism" say."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     # Byte-level tokens write white space as letters between U+0100 and U+0143.
-    found = [
-        bool(token) and token[0].isalnum() and not "\u0100" <= token[0] <= "\u0143"
-        for token in tokens
-    ]
-    return torch.tensor(found + [False] * (size - len(found)))
+    return torch.tensor(
+        [
+            bool(token)
+            and (token.startswith("##") or token[0].isalnum())
+            and not "\u0100" <= token[0] <= "\u0143"
+            for token in tokens
+        ]
+    )
 
 
 def unfair_pairs(prompts: Sequence[str], requests: Sequence[EditRequest]) -> Tensor:

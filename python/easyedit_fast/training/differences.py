@@ -13,6 +13,7 @@ _WORDS = {
     "validation records": "its validation records differ (the data file changed, or another is "
     "given)",
     "tokenizer": "the model's tokenizer is another",
+    "chat_template": "the tokenizer's chat template is another",
     "encoder": "its sentence encoder is another (the weights or the tokenizer differ)",
     "archive_sha256": "the editor that it began with (archive) is another",
 }
