@@ -83,7 +83,8 @@ def test_edits_in_a_memory(run: Any, tmp_path: Path) -> None:
     for wrong, told in (
         ([*given, "--save", tmp_path / "edit"], "SERAC changes no weight"),
         ([*given, "--isolated"], "isolated edits go into no memory"),
-        (given[2:], "--memory is for --method serac"),
+        (given[2:], "--memory is for --method serac: add that, or"),
+        (["--method", "sarac", *given[2:]], "did you mean 'serac'"),
         (["--method", "serac", "--memory", tmp_path], "is a folder"),
     ):
         code, _, err = run("edit", *EDIT, "--target", "Rome", *wrong)

@@ -208,6 +208,7 @@ def test_a_memory_of_another_encoder(
         code, _, err = run("memory", command, memory, given)
         assert code == 2
         assert "embedded by the encoder none" in err
+        assert "export the requests (easyedit-fast memory export)" in err
         assert "name the trained editor of that encoder (--archive" in err
         assert err.count("\n") == 1
     assert not embedded, "it is refused before that"

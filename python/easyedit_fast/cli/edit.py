@@ -153,7 +153,10 @@ def _require_memory(
 ) -> None:
     """Refuses what does not go with edits that lie in a memory."""
     if method.lower() != "serac":
-        raise typer.BadParameter("--memory is for --method serac; leave it out")
+        from easyedit_fast.methods import method_factory
+
+        method_factory(method)  # one that is unknown is named first
+        raise typer.BadParameter("--memory is for --method serac: add that, or leave --memory out")
     if any(path is not None for path in saved):
         raise typer.BadParameter(
             "SERAC changes no weight: --save, --peft and --save-model have nothing to save; keep "

@@ -28,8 +28,9 @@ _PATIENCE = 30.0
 """Seconds that a writer waits for others."""
 
 ENCODER_REMEDY = (
-    "name the trained editor of that encoder (--archive, in Python the hyperparameter "
-    "'archive'), or export the requests (easyedit-fast memory export) and add them to a new file"
+    "export the requests (easyedit-fast memory export) and import them into a new file, as where "
+    "the package brings a new scope, or name the trained editor of that encoder (--archive, in "
+    "Python the hyperparameter 'archive')"
 )
 """What to do with edits of another encoder."""
 
