@@ -25,6 +25,10 @@ class Asked:
     pattern: str
     question: str
 
+    def about(self, subject: str) -> str:
+        """The question about a subject."""
+        return self.question.replace("{}", subject)
+
 
 FACTS = (
     Asked("person", "(mother tongue|native language) of|{} speaks|spoke|, a native$",

@@ -106,8 +106,8 @@ def questions(
     others: list[tuple[str, EditRequest | None]] = []
     for request, fact in known(list(requests)):
         other = draw.choice([one for one in FACTS if one.kind == fact.kind and one != fact])
-        own.append((fact.question.replace("{}", request.subject), request))
-        others.append((other.question.replace("{}", request.subject), None))
+        own.append((fact.about(request.subject), request))
+        others.append((other.about(request.subject), None))
     return own, others
 
 

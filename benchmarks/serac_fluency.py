@@ -97,7 +97,7 @@ def question_rows(editor: Editor, requests: Sequence[EditRequest]) -> list[list[
     """What is answered to questions, as plain texts and in chats; the memory holds the edits."""
     pairs = known(list(requests))
     owners = [request for request, _ in pairs]
-    questions = [fact.question.replace("{}", request.subject) for request, fact in pairs]
+    questions = [fact.about(request.subject) for request, fact in pairs]
     kinds = {
         "questions": (questions, owners),
         "questions, in a chat": ([in_chat(editor, text) for text in questions], owners),

@@ -24,13 +24,14 @@ from easyedit_fast.errors import (
 from easyedit_fast.models.fingerprint import tokenizer_fingerprint
 from easyedit_fast.serac import Serac
 from easyedit_fast.serac.answers import Answered, BaseAnswers, answer_logits
+from easyedit_fast.serac.continuations import going_on
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.editor_files import load_parts, read_editor, write_editor
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.questions import as_questions
 from easyedit_fast.serac.training import SeracTrainee, serac_trainee
-from easyedit_fast.serac.training_data import going_on, unfair_pairs
+from easyedit_fast.serac.training_data import unfair_pairs
 from easyedit_fast.serac.validation import VALUES
 from easyedit_fast.training.editors import EditorFile
 from easyedit_fast.training.loop import train

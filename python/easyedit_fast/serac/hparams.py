@@ -31,7 +31,7 @@ _WITHOUT_MEANING = frozenset(
 )
 """Keys of EasyEdit's SERAC files that change nothing here, nor there."""
 
-UNUSED = ("memory_index", "threshold")
+SEARCH_KEYS = ("memory_index", "threshold")
 """Keys of whoever searches memories, without meaning for training and its editors."""
 
 
@@ -156,5 +156,5 @@ class SERACTrainingHparams(TrainingHparams, SERACHparams):
 
     def for_edits(self) -> dict[str, Any]:
         """Those that the parts were made with, as `SERACHparams` takes them."""
-        wanted = set(SERACHparams.model_fields) - {"archive", *UNUSED}
+        wanted = set(SERACHparams.model_fields) - {"archive", *SEARCH_KEYS}
         return {name: value for name, value in self.to_dict().items() if name in wanted}

@@ -21,7 +21,7 @@ from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import routed_logits, row_means
 from easyedit_fast.serac.drawing import Batch, Drawing
 from easyedit_fast.serac.editor_files import load_parts, read_editor, require_encoder, write_editor
-from easyedit_fast.serac.hparams import UNUSED, SERACTrainingHparams
+from easyedit_fast.serac.hparams import SEARCH_KEYS, SERACTrainingHparams
 from easyedit_fast.serac.losses import WHAT, mixture_losses, scope_loss
 from easyedit_fast.serac.negatives import Negatives
 from easyedit_fast.serac.scope import Scope
@@ -162,7 +162,7 @@ class SeracTrainee:
     def description(self) -> dict[str, Any]:
         """All that a run depends on, as plain JSON values."""
         hparams = self.hparams.to_dict()
-        for name in (*UNUSED, "results_dir", "device", "model_name", "model_parallel"):
+        for name in (*SEARCH_KEYS, "results_dir", "device", "model_name", "model_parallel"):
             hparams.pop(name)
         archive, small = self.hparams.archive, self.counterfactual.card
         if small:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from easyedit_fast.evaluation.decoding import Decoder, Passage
-from easyedit_fast.models.generation import end_ids
 from easyedit_fast.models.limits import context_length
 from easyedit_fast.serac.answers import Answered, BaseAnswers, answered
+from easyedit_fast.serac.continuations import Continuations
 from easyedit_fast.serac.counterfactual import edit_context
 from easyedit_fast.serac.forms import Forms
 from easyedit_fast.training.records import locality_texts
@@ -46,7 +45,7 @@ class SeracData:
         requests: Sequence[EditRequest],
         unedited: PreTrainedModel | None = None,
         *,
-        chats: bool = True,
+        chats: bool = False,
     ) -> None:
         """Tokenises the prompts.
 
@@ -76,8 +75,7 @@ class SeracData:
         self.base = BaseAnswers(unedited or model, self._known)
         self._continued: dict[int, int | None] = {}
         self._word_ends: dict[int, int] = {}
-        self._text_ends = frozenset(end_ids(self.base.model, tokenizer))
-        self._ends_words: Tensor | None = None
+        self._continuations = Continuations(self.base.model, tokenizer)
         self._limit = min(context_length(one) or sys.maxsize for one in (model, self.base.model))
         numbers = iter(range(len(probes), len(self._known)))
         self._base_rewrites = [next(numbers) for _ in self.rewrites]
@@ -125,7 +123,7 @@ class SeracData:
         row stays as it is in a chat, whose sentence has a full stop, where the tokenizer has ended
         the text, and where there is no room.
         """
-        has_end = row.place is not None or row.tokens[-1] in self._text_ends
+        has_end = row.place is not None or row.tokens[-1] in self._continuations.ends
         if has_end or len(self.with_edit(row, place).tokens) > self._limit:
             return row
         return Answered([*row.tokens, self._end(place)], row.start)
@@ -155,30 +153,19 @@ class SeracData:
         return [(place, self._known[at], at) for place, at in found if at is not None]
 
     def _continue(self, place: int, tokens: int) -> int | None:
-        row = self.rewrites[place]
+        row, ends = self.rewrites[place], self._continuations.ends
         room = self._limit - len(self.with_edit(row, place).tokens)
-        if room < 1 or row.tokens[-1] in self._text_ends or self._end(place) in self._text_ends:
+        if room < 1 or row.tokens[-1] in ends or self._end(place) in ends:
             return None
-        start = len(row.tokens) + 1
-        passage = Passage([*row.tokens, self._end(place)], start, min(tokens, room))
-        (outcome,) = Decoder(self.base.model, self._text_ends).run([passage])
-        self._known.append(Answered([*passage.tokens, *outcome.continuation], start))
+        begun = [*row.tokens, self._end(place)]
+        told = self._continuations.after(begun, min(tokens, room))
+        self._known.append(Answered([*begun, *told], len(begun)))
         return len(self._known) - 1
 
     def _end(self, place: int) -> int:
         if place not in self._word_ends:
-            row = self.rewrites[place].tokens
-            decoder = Decoder(self.base.model, choose=self._after_a_word)
-            (outcome,) = decoder.run([Passage(row, len(row), 1)])
-            (self._word_ends[place],) = outcome.continuation
+            self._word_ends[place] = self._continuations.word_end(self.rewrites[place].tokens)
         return self._word_ends[place]
-
-    def _after_a_word(self, logits: Tensor, _: Tensor) -> Tensor:
-        """The most probable tokens among those that do not go on with a word."""
-        if self._ends_words is None:
-            ends = ~going_on(self._tokenizer)[: logits.shape[-1]]
-            self._ends_words = ends.nonzero()[:, 0].to(logits.device)
-        return self._ends_words[logits[:, self._ends_words].argmax(dim=-1)]
 
     def digest(self) -> str:
         """SHA-256 over all records."""
@@ -198,20 +185,6 @@ def _texts(place: int, request: EditRequest) -> tuple[list[_Text], list[_Text], 
         (place, prompt, request.target_new) for prompt in request.rephrase_prompt
     ]
     return rewrite, rephrases or rewrite, locality_texts(place, request)
-
-
-def going_on(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """``[tokens]`` bool: those that go on with a word, "ism" of "Catholicism" say."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    # Byte-level tokens write white space as letters between U+0100 and U+0143.
-    return torch.tensor(
-        [
-            bool(token)
-            and (token.startswith("##") or token[0].isalnum())
-            and not "\u0100" <= token[0] <= "\u0143"
-            for token in tokens
-        ]
-    )
 
 
 def unfair_pairs(prompts: Sequence[str], requests: Sequence[EditRequest]) -> Tensor:
