@@ -191,7 +191,7 @@ class SqliteStore:
             for request, row in zip(requests, rows, strict=True):
                 done = self._writer.execute(
                     "INSERT INTO edits (added, encoder, request, embedding) VALUES (?, ?, ?, ?)",
-                    (now, encoder, _line(request), row.tobytes()),
+                    (now, encoder, json_line(request), row.tobytes()),
                 )
                 ids.append(int(done.lastrowid or 0))
         return ids
@@ -368,10 +368,11 @@ def write_requests(path: str | os.PathLike[str], requests: Iterable[EditRequest]
     Raises:
         MissingFileError: The folder of `path` is not there.
     """
-    write_whole(Path(path), "".join(f"{_line(request)}\n" for request in requests).encode())
+    write_whole(Path(path), "".join(f"{json_line(request)}\n" for request in requests).encode())
 
 
-def _line(request: EditRequest) -> str:
+def json_line(request: EditRequest) -> str:
+    """A request as a line of JSON, without its end, as `read_requests` reads it."""
     return json.dumps(request.to_dict(), ensure_ascii=False)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from easyedit_fast.errors import EditStateError
+from easyedit_fast.serac.store import json_line
 from easyedit_fast.serving import schemas
 from easyedit_fast.serving.errors import ApiError
 
@@ -96,7 +96,7 @@ class EditRoutes:
     def export(self) -> Iterator[str]:
         """All edits as JSON lines, in the form that ``read_requests`` reads."""
         edits = self._memory.all()  # here, where an error still has a status
-        return (json.dumps(one.request.to_dict(), ensure_ascii=False) + "\n" for one in edits)
+        return (f"{json_line(one.request)}\n" for one in edits)
 
     def _require_few(
         self, count: int, what: str, param: str | None = None, most: int | None = None
