@@ -28,7 +28,7 @@ def test_questions_have_the_target_and_chats_a_sentence(demo_model: Any) -> None
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
             ),
-            "The capital of Peru is Oslo.",
+            "The capital of Peru is Oslo.<|im_end|>",
         )
         for text in chats
     ]
@@ -84,3 +84,17 @@ def test_what_the_model_has_no_embedding_for_is_left_out() -> None:
     assert all(row.place is None for row in Forms(small, tokenizer, chats=True).of(PERU, 10))
     small.resize_token_embeddings(len(tokenizer) + 1)
     assert any(row.place is not None for row in Forms(small, tokenizer, chats=True).of(PERU, 10))
+
+
+@pytest.mark.parametrize("end", [" </s>\n", "\n", ""])
+def test_a_turn_ends_as_the_template_writes_it(demo_model: Any, end: str) -> None:
+    model, tokenizer = demo_model
+    own = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    own.chat_template = (
+        "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>Q: {{ one.content }}\n"
+        "{% else %}A: {{ one.content }}END{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A: {% endif %}"
+    ).replace("END", end.replace("</s>", "<|im_end|>"))
+    answers = {own.decode(row.answer) for row in Forms(model, own, chats=True).of(PERU, 10)}
+    sentence_ends = {text.partition("Oslo")[2] for text in answers if "capital" in text}
+    assert sentence_ends == {". <|im_end|>" if "</s>" in end else "."}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 
 from easyedit_fast import EditRequest
@@ -284,6 +285,25 @@ def test_targets_are_continued_by_the_unedited_model(small: Any) -> None:
         assert ended.start == rephrased.start
         logits = data.base.logits([at])
         assert logits.argmax(-1).tolist() == [*row.answer]
+
+
+def test_what_a_tokenizer_puts_after_every_text_is_no_part_of_an_answer(small: Any) -> None:
+    tokenizer = own_tokenizer(chats=False)
+    plain = small(tokenizer=tokenizer).data
+    tokenizer = own_tokenizer(chats=False)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A {eos}",
+        special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)],
+    )
+    assert tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    found = small(tokenizer=tokenizer).data
+    assert found.rewrites == plain.rewrites
+    assert found.rephrases == plain.rephrases
+    assert found.probes == plain.probes
+    for place, row in enumerate(found.rewrites):
+        assert found.other_forms(place) == plain.other_forms(place)
+        assert found.ended(place, row) == plain.ended(place, row)
 
 
 def test_a_continuation_does_not_depend_on_what_is_drawn_with_it(small: Any) -> None:

@@ -71,6 +71,9 @@ def answered(
 ) -> list[Answered]:
     """Tokenises prompts of records with their answers, as far as these are known.
 
+    What the tokenizer puts after every text, an EOS say, is left out: the answer is not all that is
+    said.
+
     Args:
         model: The model that is to read them.
         tokenizer: Its (fast) tokenizer.
@@ -98,9 +101,9 @@ def answered(
     refuse_long_rows(batch.lengths, records, context_length(model), "its answer")
     made = []
     for row, (_, _, answer) in enumerate(texts):
-        length = int(batch.lengths[row])
-        tokens = batch.input_ids[row, :length].tolist()
         found = (batch.labels[row] != IGNORED_LABEL).nonzero()[0]
+        length = int(found[-1]) + 1
+        tokens = batch.input_ids[row, :length].tolist()
         made.append(Answered(tokens, length if answer is None else int(found[0])))
     return made
 

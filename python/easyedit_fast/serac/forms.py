@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from easyedit_fast.models.generation import end_ids
 from easyedit_fast.models.limits import context_length, tokens_without_embedding
 from easyedit_fast.serac.answers import Answered
 from easyedit_fast.serac.chat import QueryReader
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _TODAY = "strftime_now"
 """What a template writes the day's date by."""
+
+_ASKED, _TOLD = "knownquestion", "knownanswer"
 
 
 class Forms:
@@ -42,6 +45,8 @@ class Forms:
         template = str(getattr(tokenizer, "chat_template", ""))
         self._has_chats = chats and _TODAY not in template and self._reader.has_chats
         self._template = template if self._has_chats else ""
+        ends = [str(tokenizer.convert_ids_to_tokens(id_)) for id_ in end_ids(model, tokenizer)]
+        self._turn_end = _turn_end(tokenizer, ends) if self._has_chats else ""
 
     def digest(self) -> str:
         """SHA-256 of what chats are written by; of nothing where there are none."""
@@ -49,6 +54,8 @@ class Forms:
 
     def of(self, request: EditRequest, context: int) -> list[Answered]:
         """A request's questions with its target, and its prompts as chats with a whole sentence.
+
+        After a sentence comes what ends an answer in the chat, where that ends a text.
 
         Rows that the model cannot read are left out.
 
@@ -69,8 +76,14 @@ class Forms:
         return fits and self._unknown.isdisjoint(row.tokens)
 
     def _asked(self, question: str, target: str) -> Answered:
-        prompt = self._tokenizer(question)["input_ids"]
-        return _parted(prompt, self._tokenizer(f"{question} {target}")["input_ids"])
+        return _parted(self._tokens(question), self._tokens(f"{question} {target}"))
+
+    def _tokens(self, text: str) -> list[int]:
+        """Of a text, without what the tokenizer puts after every one."""
+        tokens: list[int] = self._tokenizer(text)["input_ids"]
+        while len(tokens) > 1 and tokens[-1] in self._tokenizer.all_special_ids:
+            tokens = tokens[:-1]
+        return tokens
 
     def _chats(self, prompts: tuple[str, ...], answer: str) -> Iterator[Answered]:
         for prompt in prompts:
@@ -80,15 +93,22 @@ class Forms:
             )
             tokens, whole = (
                 self._tokenizer(one, add_special_tokens=False)["input_ids"]
-                for one in (text, text + answer)
+                for one in (text, text + answer + self._turn_end)
             )
             row = _parted(tokens, whole)
             yield Answered(row.tokens, row.start, self._reader.read(tokens).place)
 
 
+def _turn_end(tokenizer: Any, ends: list[str]) -> str:
+    """What a template writes after an answer, up to a token that ends a text; "" without one."""
+    turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _TOLD}]
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_TOLD)[2]
+    found = [after[: after.index(end) + len(end)] for end in ends if end in after]
+    return min(found, key=len, default="")
+
+
 def _parted(prompt: list[int], whole: list[int]) -> Answered:
     """A prompt with its answer, which begins where the two lists of tokens differ."""
-    # A tokenizer may end the prompt's list with what ends a text.
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False))
     return Answered(whole, max(1, sum(1 for _ in same)))
 

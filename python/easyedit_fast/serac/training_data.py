@@ -120,8 +120,8 @@ class SeracData:
         """A row with a record's target, and the token that ends its last word.
 
         That is the unedited model's most probable one after the rewrite prompt and its target. The
-        row stays as it is in a chat, whose sentence has a full stop, where the tokenizer has ended
-        the text, and where there is no room.
+        row stays as it is in a chat, whose sentence has its end, where the target ends the text,
+        and where there is no room.
         """
         has_end = row.place is not None or row.tokens[-1] in self._continuations.ends
         if has_end or len(self.with_edit(row, place).tokens) > self._limit:
