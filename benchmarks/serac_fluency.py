@@ -48,7 +48,12 @@ def main() -> None:
         "serac_questions",
         "SERAC: questions in words of their own, and chats",
         command,
-        ["asked", "of them routed to their edit", "of these the target is said"],
+        [
+            "asked",
+            "of them routed to their edit",
+            "of these the target is said",
+            f"the answer ends within {_TOKENS} tokens",
+        ],
         question_rows(editor, requests),
         [f"{len(requests)} edits in the memory; greedy answers of {_TOKENS} tokens."],
     )
@@ -79,11 +84,11 @@ def serac_rows(
     told = [f"{request.prompt} {request.target_new}" for request in requests]
     evaluator = Evaluator(editor.method.base, editor.tokenizer)
     plain = evaluator.score(requests, generate=False, fluency=True)
-    before = answers(editor, told)  # the memory is empty
+    before, _ = answers(editor, told)  # the memory is empty
     editor.method.memory.add(requests)
     routing = editor.method.routing(None)
     edited = evaluator.score(requests, generate=False, fluency=True, routing=routing)
-    after = answers(editor, prompts)
+    after, _ = answers(editor, prompts)
     wanted = [request.target_new for request in requests]
     rows = [
         ["unedited", fluency(plain), ""],
@@ -115,25 +120,30 @@ def in_chat(editor: Editor, text: str) -> str:
 
 def answered(
     editor: Editor, prompts: Sequence[str], owners: Sequence[EditRequest]
-) -> tuple[str, str]:
-    """How many prompts go to their edit, and how many of these are answered by its target."""
+) -> tuple[str, str, str]:
+    """How many prompts go to their edit, and of these: answered by its target, and ended."""
     routes = editor.model.routes(list(prompts))
     own = [
         (prompt, request)
         for prompt, request, route in zip(prompts, owners, routes, strict=True)
         if route.edit is not None and route.edit.request.prompt == request.prompt
     ]
-    texts = answers(editor, [prompt for prompt, _ in own])
+    texts, ended = answers(editor, [prompt for prompt, _ in own])
     said = [
         request.target_new.casefold() in text.casefold()
         for (_, request), text in zip(own, texts, strict=True)
     ]
-    return f"{len(own)} of {len(prompts)}", f"{sum(said)} of {len(own)}"
+    return (
+        f"{len(own)} of {len(prompts)}",
+        f"{sum(said)} of {len(own)}",
+        f"{sum(ended)} of {len(own)}",
+    )
 
 
-def answers(editor: Editor, prompts: Sequence[str]) -> list[str]:
-    """Greedy continuations."""
+def answers(editor: Editor, prompts: Sequence[str]) -> tuple[list[str], list[bool]]:
+    """Greedy continuations, and which of them the model has ended."""
     found: list[str] = []
+    ended: list[bool] = []
     for first in range(0, len(prompts), _AT_ONCE):
         batch = editor.tokenizer(
             list(prompts[first : first + _AT_ONCE]),
@@ -145,7 +155,8 @@ def answers(editor: Editor, prompts: Sequence[str]) -> list[str]:
         whole = editor.model.generate(**batch, max_new_tokens=_TOKENS, do_sample=False)
         new = whole[:, batch["input_ids"].shape[1] :]
         found += editor.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return found
+        ended += (new == editor.tokenizer.eos_token_id).any(dim=1).tolist()
+    return found, ended
 
 
 def fluency(scores: Sequence[dict[str, Any]]) -> str:
