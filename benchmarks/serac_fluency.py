@@ -6,7 +6,7 @@ SERAC has all records in one memory; of ROME and MEND each record has a model of
 the n-gram entropy of a text of 100 tokens that begins with the prompt, as the field measures it.
 Beside it, how many greedy answers say the target over and over: more than twice in 30 tokens. Then
 SERAC is asked questions in words of their own, and in chats: of those that go to their edit, how
-many are answered by it.
+many are answered by it, and how many of the answers end by themselves.
 """
 
 from __future__ import annotations

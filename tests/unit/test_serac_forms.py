@@ -7,19 +7,27 @@ from typing import Any
 import pytest
 
 from easyedit_fast import EditRequest
+from easyedit_fast.models.generation import end_ids
+from easyedit_fast.serac.answers import answered
 from easyedit_fast.serac.chat import QueryReader
 from easyedit_fast.serac.counterfactual import edit_context
 from easyedit_fast.serac.forms import Forms, sentence
-from tests.unit.tiny_models import tiny_model, tiny_tokenizer
+from tests.unit.tiny_models import tiny_model, tiny_tokenizer, word_tokenizer
 
 PERU = EditRequest("The capital of Peru is", "Peru", "Oslo", rephrase_prompt=["Peru is ruled from"])
+END = "<|im_end|>"
 ASKED = ["What is the capital of Peru?", "Which city is the capital of Peru?"]
+
+
+def forms_of(model: Any, tokenizer: Any, *, chats: bool) -> Forms:
+    """Forms with the ends of the model and its tokenizer."""
+    return Forms(model, tokenizer, ends=end_ids(model, tokenizer), chats=chats)
 
 
 def test_questions_have_the_target_and_chats_a_sentence(demo_model: Any) -> None:
     model, tokenizer = demo_model
     context = edit_context(tokenizer, PERU)
-    rows = Forms(model, tokenizer, chats=True).of(PERU, len(context))
+    rows = forms_of(model, tokenizer, chats=True).of(PERU, len(context))
     told = [(tokenizer.decode(r.tokens[: r.start]), tokenizer.decode(r.answer)) for r in rows]
     assert told[:2] == [(question, " Oslo") for question in ASKED]
     chats = ["The capital of Peru is", "Peru is ruled from", *ASKED]
@@ -51,7 +59,7 @@ def test_a_question_is_answered_by_the_target_alone() -> None:
 @pytest.mark.parametrize("room", [3, 200])
 def test_what_is_too_long_with_its_edit_is_left_out(room: int) -> None:
     tokenizer = tiny_tokenizer([PERU.prompt, PERU.target_new, *ASKED])
-    forms = Forms(tiny_model("llama", max_position_embeddings=256), tokenizer, chats=True)
+    forms = forms_of(tiny_model("llama", max_position_embeddings=256), tokenizer, chats=True)
     rows = forms.of(PERU, 256 - room)
     assert (len(rows) == 2) == (room == 200), "there is no chat template"
     assert all(len(row.tokens) <= room for row in rows)
@@ -62,11 +70,11 @@ def test_chats_may_be_left_out(
     demo_model: Any, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = demo_model
-    with_chats = Forms(model, tokenizer, chats=True)
+    with_chats = forms_of(model, tokenizer, chats=True)
     if change != "none are wanted":
         dated = tokenizer.chat_template + "{# strftime_now('%d %b') #}"
         monkeypatch.setattr(tokenizer, "chat_template", dated)
-    forms = Forms(model, tokenizer, chats=change != "none are wanted")
+    forms = forms_of(model, tokenizer, chats=change != "none are wanted")
     told = [tokenizer.decode(row.tokens) for row in forms.of(PERU, 10)]
     assert told == [f"{question} Oslo" for question in ASKED]
     assert forms.digest() != with_chats.digest()
@@ -81,20 +89,60 @@ def test_what_the_model_has_no_embedding_for_is_left_out() -> None:
     )
     small = tiny_model("llama", max_position_embeddings=256)
     assert tokenizer("<|user|>", add_special_tokens=False)["input_ids"][0] >= 128
-    assert all(row.place is None for row in Forms(small, tokenizer, chats=True).of(PERU, 10))
+    assert all(row.place is None for row in forms_of(small, tokenizer, chats=True).of(PERU, 10))
     small.resize_token_embeddings(len(tokenizer) + 1)
-    assert any(row.place is not None for row in Forms(small, tokenizer, chats=True).of(PERU, 10))
+    assert any(row.place is not None for row in forms_of(small, tokenizer, chats=True).of(PERU, 10))
 
 
-@pytest.mark.parametrize("end", [" </s>\n", "\n", ""])
-def test_a_turn_ends_as_the_template_writes_it(demo_model: Any, end: str) -> None:
+@pytest.mark.parametrize(
+    ("written", "ends", "expected"),
+    [
+        (f" {END}\n", [END], f" {END}"),
+        (f"{END}\n<|im_start|>\n", [END, "<|im_start|>"], END),
+        (f"{END}\n<|im_start|>\n", ["<|im_start|>", END], END),
+        (f"{END}\n", ["<|im_start|>"], f"{END}\n<|im_start|>"),
+        ("\n", [END], ""),
+        ("", [], ""),
+    ],
+)
+def test_a_turn_ends_as_the_template_writes_it(
+    demo_model: Any, written: str, ends: list[str], expected: str
+) -> None:
     model, tokenizer = demo_model
-    own = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    own = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, pad_token=END)
     own.chat_template = (
         "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>Q: {{ one.content }}\n"
-        "{% else %}A: {{ one.content }}END{% endif %}{% endfor %}"
+        "{% else %}A: {{ one.content }}WRITTEN{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}A: {% endif %}"
-    ).replace("END", end.replace("</s>", "<|im_end|>"))
-    answers = {own.decode(row.answer) for row in Forms(model, own, chats=True).of(PERU, 10)}
+    ).replace("WRITTEN", written)
+    ids = own.convert_tokens_to_ids(ends)
+    rows = Forms(model, own, ends=ids, chats=True).of(PERU, 10)
+    answers = {own.decode(row.answer) for row in rows}
     sentence_ends = {text.partition("Oslo")[2] for text in answers if "capital" in text}
-    assert sentence_ends == {". <|im_end|>" if "</s>" in end else "."}
+    assert sentence_ends == {f".{expected}"}
+
+
+def test_a_template_that_refuses_to_end_with_an_answer(demo_model: Any) -> None:
+    model, tokenizer = demo_model
+    own = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, pad_token=END)
+    own.chat_template = (
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('ask first') }}{% endif %}"
+        "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>Q: {{ one.content }}\n"
+        "{% else %}A: {{ one.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A: {% endif %}"
+    )
+    ends = [own.convert_tokens_to_ids(END)]
+    forms = Forms(model, own, ends=ends, chats=True)
+    assert {own.decode(row.tokens)[-len(END) :] for row in forms.of(PERU, 10)[2:]} == {END}
+    assert forms.digest() != Forms(model, own, ends=[], chats=True).digest()
+
+
+def test_a_word_that_the_tokenizer_does_not_know_stays_in_the_target() -> None:
+    words = [word for text in (PERU.prompt, PERU.target_new, *ASKED) for word in text.split()]
+    tokenizer = word_tokenizer([*dict.fromkeys(word.strip("?") for word in words), "?"])
+    model = tiny_model("llama", max_position_embeddings=256)
+    request = EditRequest(PERU.prompt, PERU.subject, "Oslo Zzz")
+    rows = forms_of(model, tokenizer, chats=True).of(request, 10)
+    known = answered(model, tokenizer, [(0, text, request.target_new) for text in ASKED])
+    assert rows == known
+    assert all(len(row.answer) == 2 for row in rows)

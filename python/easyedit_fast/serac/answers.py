@@ -98,14 +98,15 @@ def answered(
     assert batch.labels is not None
     unknown = tokens_without_embedding(model, tokenizer)
     refuse_unknown_tokens(batch.input_ids, batch.labels, records, unknown)
-    refuse_long_rows(batch.lengths, records, context_length(model), "its answer")
-    made = []
-    for row, (_, _, answer) in enumerate(texts):
-        found = (batch.labels[row] != IGNORED_LABEL).nonzero()[0]
-        length = int(found[-1]) + 1
-        tokens = batch.input_ids[row, :length].tolist()
-        made.append(Answered(tokens, length if answer is None else int(found[0])))
-    return made
+    found = [(row != IGNORED_LABEL).nonzero()[0] for row in batch.labels]
+    lengths = np.array([own[-1] + 1 for own in found])
+    refuse_long_rows(lengths, records, context_length(model), "its answer")
+    return [
+        Answered(ids[:length].tolist(), int(length if answer is None else own[0]))
+        for ids, length, own, (_, _, answer) in zip(
+            batch.input_ids, lengths, found, texts, strict=True
+        )
+    ]
 
 
 def answer_logits(

@@ -49,6 +49,7 @@ class ChatFormat:
             beginning of the answer with and without thoughts, or neither.
         later: What is in no user message, so that another turn is the last where it comes after an
             opening.
+        after_answer: What goes between an answer and the next user message.
         system: What goes around a system message that is written into a user's turn, or None.
         tool: What begins a tool's message that is written as a user's turn, or None.
     """
@@ -56,6 +57,7 @@ class ChatFormat:
     opening: str
     closings: tuple[str, ...]
     later: tuple[str, ...]
+    after_answer: str
     system: tuple[str, str] | None = None
     tool: str | None = None
 
@@ -81,13 +83,15 @@ class ChatFormat:
         first, answer, second = (text.index(one) for one in (_FIRST, _ANSWER, _SECOND))
         if not first < answer < second:
             return None
-        opening = _common_end(text[:first], text[answer + len(_ANSWER) : second])
+        after_answer = text[answer + len(_ANSWER) : second]
+        opening = _common_end(text[:first], after_answer)
         closings = _closings(text, (render(asked, **own) for own in _ways()))
         if not opening or not closings:
             return None
         reply = text[first + len(_FIRST) : answer]
         later = tuple(mark for mark in (reply, _common_start(closings).strip()) if mark.strip())
-        return cls(opening, closings, later, _system(render, opening), _tool(render, opening))
+        around = (_system(render, opening), _tool(render, opening))
+        return cls(opening, closings, later, after_answer, *around)
 
     def message(self, prompt: str) -> tuple[int, int] | None:
         """The characters [start, end) of the last user message; None where it is no chat prompt.
@@ -208,6 +212,11 @@ class QueryReader:
     def has_chats(self) -> bool:
         """Whether prompts may be of a chat template that is understood."""
         return bool(self._formats())
+
+    @property
+    def after_answer(self) -> str:
+        """What the template writes between an answer and the next user message; "" without one."""
+        return self._formats()[0].after_answer if self.has_chats else ""
 
     def text(self, prompt: str) -> str:
         """The query of a text."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
-from easyedit_fast.models.generation import end_ids
+from easyedit_fast.errors import RequestError
 from easyedit_fast.models.limits import context_length, tokens_without_embedding
-from easyedit_fast.serac.answers import Answered
+from easyedit_fast.serac.answers import Answered, answered
 from easyedit_fast.serac.chat import QueryReader
 from easyedit_fast.serac.questions import as_questions
 
@@ -21,36 +21,40 @@ if TYPE_CHECKING:
 _TODAY = "strftime_now"
 """What a template writes the day's date by."""
 
-_ASKED, _TOLD = "knownquestion", "knownanswer"
-
 
 class Forms:
     """Makes rows of records in other forms than their prompts have, when they are asked for."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, chats: bool
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        ends: Collection[int],
+        chats: bool,
     ) -> None:
         """Takes what reads the rows.
 
         Args:
             model: The model that answers from edits.
             tokenizer: Its tokenizer.
+            ends: The tokens that end a text.
             chats: Whether there are chats, if the tokenizer has a template, and one that writes the
                 same tomorrow.
         """
-        self._tokenizer: Any = tokenizer
+        self._model, self._tokenizer = model, cast(Any, tokenizer)
         self._limit = context_length(model)
         self._unknown = set(tokens_without_embedding(model, tokenizer))
         self._reader = QueryReader(tokenizer)
         template = str(getattr(tokenizer, "chat_template", ""))
         self._has_chats = chats and _TODAY not in template and self._reader.has_chats
         self._template = template if self._has_chats else ""
-        ends = [str(tokenizer.convert_ids_to_tokens(id_)) for id_ in end_ids(model, tokenizer)]
-        self._turn_end = _turn_end(tokenizer, ends) if self._has_chats else ""
+        marks = [str(tokenizer.convert_ids_to_tokens(end)) for end in ends]
+        self._turn_end = _up_to_one(marks, self._reader.after_answer) if self._has_chats else ""
 
     def digest(self) -> str:
         """SHA-256 of what chats are written by; of nothing where there are none."""
-        return hashlib.sha256(self._template.encode()).hexdigest()
+        return hashlib.sha256((self._template + self._turn_end).encode()).hexdigest()
 
     def of(self, request: EditRequest, context: int) -> list[Answered]:
         """A request's questions with its target, and its prompts as chats with a whole sentence.
@@ -66,7 +70,7 @@ class Forms:
         questions = as_questions(request.prompt, request.subject)
         prompts = (request.prompt, *request.rephrase_prompt, *questions)
         rows = itertools.chain(
-            (self._asked(question, request.target_new) for question in questions),
+            *(self._asked(question, request.target_new) for question in questions),
             self._chats(prompts, sentence(request)) if self._has_chats else (),
         )
         return [row for row in rows if self._can_be_read(row, context)]
@@ -75,15 +79,11 @@ class Forms:
         fits = self._limit is None or len(row.tokens) + context <= self._limit
         return fits and self._unknown.isdisjoint(row.tokens)
 
-    def _asked(self, question: str, target: str) -> Answered:
-        return _parted(self._tokens(question), self._tokens(f"{question} {target}"))
-
-    def _tokens(self, text: str) -> list[int]:
-        """Of a text, without what the tokenizer puts after every one."""
-        tokens: list[int] = self._tokenizer(text)["input_ids"]
-        while len(tokens) > 1 and tokens[-1] in self._tokenizer.all_special_ids:
-            tokens = tokens[:-1]
-        return tokens
+    def _asked(self, question: str, target: str) -> list[Answered]:
+        try:
+            return answered(self._model, self._tokenizer, [(0, question, target)])
+        except RequestError:  # it does not fit the model
+            return []
 
     def _chats(self, prompts: tuple[str, ...], answer: str) -> Iterator[Answered]:
         for prompt in prompts:
@@ -99,11 +99,9 @@ class Forms:
             yield Answered(row.tokens, row.start, self._reader.read(tokens).place)
 
 
-def _turn_end(tokenizer: Any, ends: list[str]) -> str:
-    """What a template writes after an answer, up to a token that ends a text; "" without one."""
-    turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _TOLD}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_TOLD)[2]
-    found = [after[: after.index(end) + len(end)] for end in ends if end in after]
+def _up_to_one(marks: Collection[str], text: str) -> str:
+    """A text up to the first of some marks, that included; "" without one."""
+    found = [text[: text.index(mark) + len(mark)] for mark in marks if mark in text]
     return min(found, key=len, default="")
 
 

@@ -81,7 +81,7 @@ class SeracData:
         self._base_rewrites = [next(numbers) for _ in self.rewrites]
         self._base_rephrases = [[next(numbers) for _ in own] for own in self.rephrases]
         self._tokenizer = tokenizer
-        self.forms = Forms(model, tokenizer, chats=chats)
+        self.forms = Forms(model, tokenizer, ends=self._continuations.ends, chats=chats)
         self._other_forms: dict[int, list[Answered]] = {}
 
     def __len__(self) -> int:
