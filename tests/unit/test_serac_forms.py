@@ -24,6 +24,19 @@ def forms_of(model: Any, tokenizer: Any, *, chats: bool) -> Forms:
     return Forms(model, tokenizer, ends=end_ids(model, tokenizer), chats=chats)
 
 
+def with_chats(tokenizer: Any, first: str = "", *, after_answer: str) -> Any:
+    """The tokenizer with a template of another form, which begins in some way."""
+    own = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, pad_token=END)
+    own.chat_template = (
+        first
+        + "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>Q: {{ one.content }}\n"
+        + "{% else %}A: {{ one.content }}"
+        + after_answer
+        + "{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+    )
+    return own
+
+
 def test_questions_have_the_target_and_chats_a_sentence(demo_model: Any) -> None:
     model, tokenizer = demo_model
     context = edit_context(tokenizer, PERU)
@@ -109,12 +122,7 @@ def test_a_turn_ends_as_the_template_writes_it(
     demo_model: Any, written: str, ends: list[str], expected: str
 ) -> None:
     model, tokenizer = demo_model
-    own = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, pad_token=END)
-    own.chat_template = (
-        "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>Q: {{ one.content }}\n"
-        "{% else %}A: {{ one.content }}WRITTEN{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}A: {% endif %}"
-    ).replace("WRITTEN", written)
+    own = with_chats(tokenizer, after_answer=written)
     ids = own.convert_tokens_to_ids(ends)
     rows = Forms(model, own, ends=ids, chats=True).of(PERU, 10)
     answers = {own.decode(row.answer) for row in rows}
@@ -124,13 +132,8 @@ def test_a_turn_ends_as_the_template_writes_it(
 
 def test_a_template_that_refuses_to_end_with_an_answer(demo_model: Any) -> None:
     model, tokenizer = demo_model
-    own = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, pad_token=END)
-    own.chat_template = (
-        "{% if messages[-1].role != 'user' %}{{ raise_exception('ask first') }}{% endif %}"
-        "{% for one in messages %}{% if one.role == 'user' %}<|im_start|>Q: {{ one.content }}\n"
-        "{% else %}A: {{ one.content }}<|im_end|>\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}A: {% endif %}"
-    )
+    refusal = "{% if messages[-1].role != 'user' %}{{ raise_exception('ask first') }}{% endif %}"
+    own = with_chats(tokenizer, refusal, after_answer=f"{END}\n")
     ends = [own.convert_tokens_to_ids(END)]
     forms = Forms(model, own, ends=ends, chats=True)
     assert {own.decode(row.tokens)[-len(END) :] for row in forms.of(PERU, 10)[2:]} == {END}

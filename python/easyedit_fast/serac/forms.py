@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from easyedit_fast.errors import RequestError
 from easyedit_fast.models.limits import context_length, tokens_without_embedding
@@ -42,7 +42,8 @@ class Forms:
             chats: Whether there are chats, if the tokenizer has a template, and one that writes the
                 same tomorrow.
         """
-        self._model, self._tokenizer = model, cast(Any, tokenizer)
+        self._model = model
+        self._tokenizer: Any = tokenizer
         self._limit = context_length(model)
         self._unknown = set(tokens_without_embedding(model, tokenizer))
         self._reader = QueryReader(tokenizer)
@@ -59,9 +60,8 @@ class Forms:
     def of(self, request: EditRequest, context: int) -> list[Answered]:
         """A request's questions with its target, and its prompts as chats with a whole sentence.
 
-        After a sentence comes what ends an answer in the chat, where that ends a text.
-
-        Rows that the model cannot read are left out.
+        After a sentence comes what ends an answer in the chat, where that ends a text. Rows that
+        the model cannot read are left out.
 
         Args:
             request: The request.
