@@ -138,12 +138,21 @@ def test_importing_and_searching(run: Any, tmp_path: Path) -> None:
 
     code, out, err = run("memory", "search", path, "Peru's capital is", "-n", 2, "--json")
     assert (code, err) == (0, "")
-    first, second = json.loads(out)["edits"]
+    report = json.loads(out)
+    first, second = report["edits"]
+    assert report["answers"] == first["id"]
     assert (first["id"], first["target_new"]) == (len(added) + 1, "Oslo")  # the newest
     assert first["similarity"] > 0.5 > second["similarity"]
     code, out, err = run("memory", "search", path, REQUESTS[0].prompt)
     assert (code, err) == (0, "")
     assert "The nearest edits" in out
+    assert "edit 1 answers it" in out
+    code, out, err = run("memory", "search", path, REQUESTS[0].prompt, "--threshold", 1)
+    assert (code, err) == (0, "")
+    assert "no edit answers it" in out
+    code, _, err = run("memory", "search", path, "Peru", "--threshold", 1.5)
+    assert code == 2
+    assert "--threshold" in err
 
     editor = Editor.from_pretrained("demo", method="serac", memory=path)
     (route,) = editor.method._router.routes(["Peru's capital is"])

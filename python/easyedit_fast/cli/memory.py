@@ -69,10 +69,11 @@ def search(
     file: File,
     prompt: Annotated[str, typer.Argument(help="Any wording of what is looked for.")],
     limit: Shown = 10,
+    threshold: options.Threshold = None,
     archive: Scope = None,
     json: options.Json = False,
 ) -> None:
-    """Find the edits that are nearest to a prompt; above similarity 0.5 the first one answers it.
+    """Find the edits that are nearest to a prompt, and the one, if any, that answers it.
 
     Example: easyedit-fast memory search edits.sqlite "What does Danielle Darrieux speak?"
     """
@@ -84,15 +85,20 @@ def search(
         from easyedit_fast.serac.trained import trained_scope
 
         scope = trained_scope(archive)
-        found = Router(scope, EditMemory(store, scope)).search(prompt, limit)
+        router = Router(scope, EditMemory(store, scope))
+        if threshold is not None:
+            router.threshold = threshold
+        found = router.search(prompt, limit)
     edits = [edit for edit, _ in found]
     similarities = [similarity for _, similarity in found]
+    answers = edits[0].id if found and similarities[0] > router.threshold else None
     if json:
         pairs = zip(edits, similarities, strict=True)
         told = [{**_told(edit), "similarity": value} for edit, value in pairs]
-        print_json({"memory": str(file), "prompt": prompt, "edits": told})
+        print_json({"memory": str(file), "prompt": prompt, "answers": answers, "edits": told})
         return
     _print("The nearest edits", edits, {"similarity": similarities})
+    print_line("no edit answers it" if answers is None else f"edit {answers} answers it")
 
 
 @app.command("remove")

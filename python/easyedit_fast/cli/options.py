@@ -33,6 +33,15 @@ Memory = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="SERAC's edits: the SQLite file that keeps them; made where there is none."),
 ]
+Threshold = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        min=0,
+        max=1,
+        help="A prompt is answered from an edit where its similarity is above this; lower "
+        "takes in more wordings, and more that is not meant; 0.5 unless given.",
+    ),
+]
 Prompt = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Prompt of one edit; holds the subject, or '{}' in its place."),

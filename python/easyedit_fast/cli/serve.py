@@ -35,15 +35,7 @@ def serve(
             "edits or more. 'exact' unless given."
         ),
     ] = None,
-    threshold: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(
-            min=0,
-            max=1,
-            help="A prompt is answered from an edit where its similarity is above this; lower "
-            "takes in more wordings, and more that is not meant; 0.5 unless given.",
-        ),
-    ] = None,
+    threshold: options.Threshold = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     host: Annotated[
