@@ -278,6 +278,44 @@ def test_who_waits_too_long_is_told_why(path: Path, monkeypatch: pytest.MonkeyPa
     assert memory.add(request(0)) == [1]
 
 
+def own_environment() -> dict[str, str]:
+    """Of a process that reads the package, and this file, from here."""
+    own = os.pathsep.join([str(ROOT / "python"), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": own, "OMP_NUM_THREADS": "1"}
+
+
+WITHOUT_CLOSE = """
+import sys, threading
+from easyedit_fast.serac.store import SqliteStore
+from tests.unit.test_serac_memory import WordEncoder, request
+
+def write() -> None:
+    with store._write_lock:
+        written.set()
+        threading.Event().wait()
+
+sys.kept = store = SqliteStore(sys.argv[1])  # the interpreter's end lets go of it too late
+store.add([request(0)], WordEncoder().embed([request(0).prompt]), "words")
+written = threading.Event()
+if sys.argv[2] == "a thread writes":
+    threading.Thread(target=write, daemon=True).start()
+    written.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "is_whole"), [("nothing else is done", True), ("a thread writes", False)]
+)
+def test_a_process_that_ends_without_close_leaves_one_whole_file(
+    path: Path, meanwhile: str, is_whole: bool
+) -> None:
+    command = [sys.executable, "-c", WITHOUT_CLOSE, str(path), meanwhile]
+    subprocess.run(command, env=own_environment(), check=True, timeout=120)
+    assert path.with_name(f"{path.name}-wal").exists() != is_whole
+    with SqliteStore(path, read_only=True) as store:
+        assert len(store) == 1
+
+
 WRITER = """
 import sys
 from easyedit_fast.serac.memory import EditMemory
@@ -297,11 +335,9 @@ def test_killed_at_random_moments_it_keeps_what_it_acknowledged(path: Path, tmp_
     chosen = random.Random(0)
     acknowledged: dict[int, int] = {}
     for kill in range(5):
-        own = os.pathsep.join([str(ROOT / "python"), str(ROOT)])
-        environment = {**os.environ, "PYTHONPATH": own, "OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
             [sys.executable, str(script), str(path), str(1000 * kill)],
-            env=environment, stdout=subprocess.PIPE, text=True,
+            env=own_environment(), stdout=subprocess.PIPE, text=True,
         ) as writer:  # fmt: skip
             assert writer.stdout is not None
             lines = [writer.stdout.readline()]

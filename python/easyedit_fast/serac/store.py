@@ -10,6 +10,7 @@ import os
 import reprlib
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +34,9 @@ ENCODER_REMEDY = (
     "Python the hyperparameter 'archive')"
 )
 """What to do with edits of another encoder."""
+
+_LAST_WAIT = 1.0
+"""Seconds that the end of a process waits for a thread that still uses a file."""
 
 _BLOCK = 4096
 """Rows that are read at once."""
@@ -145,6 +149,8 @@ class SqliteStore:
                 self._read_lock = threading.RLock()
                 self._require_own_file()
             failed.pop_all()
+        locks, connections = (self._write_lock, self._read_lock), (self._reader, self._writer)
+        weakref.finalize(self, _close_unless_used, locks, connections)
 
     def _connected(self, mode: str) -> contextlib.closing[sqlite3.Connection]:
         place = "file:" if self._file is None else self._file.as_uri()
@@ -374,6 +380,15 @@ def write_requests(path: str | os.PathLike[str], requests: Iterable[EditRequest]
 def json_line(request: EditRequest) -> str:
     """A request as a line of JSON, without its end, as `read_requests` reads it."""
     return json.dumps(request.to_dict(), ensure_ascii=False)
+
+
+def _close_unless_used(
+    locks: Sequence[threading.RLock], connections: Sequence[sqlite3.Connection]
+) -> None:
+    """Leaves one whole file where nobody has called `close`; whoever writes is not waited for."""
+    if all(lock.acquire(timeout=_LAST_WAIT) for lock in locks):
+        for connection in connections:
+            connection.close()
 
 
 def _identity(file: Path | None) -> tuple[int, int] | None:
