@@ -96,5 +96,5 @@ def test_an_unknown_key_is_told() -> None:
 
 def test_an_editors_file_does_not_say_how_memories_are_searched() -> None:
     hparams = SERACTrainingHparams(memory_index="approximate", threshold=0.2)
-    left_out = {"archive", "memory_index", "threshold"}
+    left_out = {"archive", "memory_index", "memory_precision", "threshold"}
     assert set(hparams.for_edits()) == set(SERACHparams.model_fields) - left_out

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +21,6 @@ import torch
 
 from easyedit_fast import EditRequest, read_requests
 from easyedit_fast.errors import DataFileError, EditStateError, MissingFileError, RequestError
-from easyedit_fast.serac.alike import superseded_by
 from easyedit_fast.serac.matrix import Precision
 from easyedit_fast.serac.memory import EditMemory, Index, Nearest
 from easyedit_fast.serac.routing import Route
@@ -39,6 +39,9 @@ class WordEncoder:
 
     def embed(self, prompts: Sequence[str]) -> torch.Tensor:
         return torch.stack([sum(map(self._word, prompt.split())) for prompt in prompts])
+
+    def reading(self, prompt: str) -> str:
+        return " ".join(prompt.split())
 
     def _word(self, word: str) -> torch.Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
@@ -371,16 +374,15 @@ def test_a_prompt_that_was_edited_often_hides_no_other(make: Make) -> None:
 
 
 def test_what_an_edit_supersedes(path: Path) -> None:
-    store = SqliteStore(path)
-    memory = EditMemory(store, WordEncoder())
+    memory = EditMemory(SqliteStore(path), WordEncoder())
     memory.add(requests(3))
-    assert superseded_by([1, 2, 3], store.listed()) == []
+    assert memory.superseded([1, 2, 3]) == []
     spaced = EditRequest("The capital  of Land1 is", "Land1", "Rome")
     ids = [*memory.add(spaced), *memory.add([request(1), request(7)])]
-    assert superseded_by(ids, store.listed()) == [2, 4]
-    assert superseded_by(ids[1:], store.listed()) == [4], "the second held no longer"
+    assert memory.superseded(ids) == [2, 4]
+    assert memory.superseded(ids[1:]) == [4], "the second held no longer"
     memory.remove(4)
-    assert superseded_by(ids, store.listed()) == [2]
+    assert memory.superseded(ids) == [2], "what was removed counts no more"
 
 
 def test_two_encoders_do_not_share_a_file(make: Make, tmp_path: Path) -> None:
@@ -420,3 +422,32 @@ def test_a_file_that_was_removed_takes_no_edit(path: Path, replaced: bool) -> No
     assert [edit.request.subject for edit in memory] == ["Land0"]
     with pytest.raises(DataFileError, match="nothing was written; open it anew"):
         memory.remove(1)
+
+
+class LetterEncoder(WordEncoder):
+    """It cannot tell capitals; all numbers are one word to it."""
+
+    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
+        return super().embed([re.sub(r"\d+", "0", prompt.lower()) for prompt in prompts])
+
+    def reading(self, prompt: str) -> str:
+        return super().reading(prompt.lower())
+
+
+def test_prompts_that_the_encoder_reads_alike_are_one_prompt(make: Make) -> None:
+    memory = make(SqliteStore(None), LetterEncoder())
+    prompt = "The capital of Peru is"
+    ids = memory.add([EditRequest(prompt, "Peru", "Rome")])
+    ids += memory.add([EditRequest(prompt.upper(), "PERU", "Oslo")])
+    assert memory.superseded(ids) == [1]
+    assert [one.edit.id for one in near_to(memory, prompt)] == [2]
+    memory.remove(2)
+    assert [one.edit.id for one in near_to(memory, prompt.upper())] == [1]
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_of_prompts_that_are_as_near_the_newest_comes_first(make: Make, count: int) -> None:
+    memory = make(SqliteStore(None), LetterEncoder())
+    memory.add(requests(5))
+    found = near_to(memory, request(2).prompt, count)
+    assert [one.edit.id for one in found] == [5, 4, 3, 2, 1][:count]

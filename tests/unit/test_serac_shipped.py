@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from easyedit_fast import Editor, EditRequest, read_requests
 from easyedit_fast.errors import HparamsError, MissingPackageError
@@ -104,3 +105,30 @@ def test_a_chat_is_answered_by_a_sentence_that_ends(editor: Editor) -> None:
     end = tokenizer.eos_token
     told = [answer.partition(end)[0] for answer in answers(editor, chats) if end in answer]
     assert told == [f"{prompt} {target}." for prompt, _, target in FACTS]
+
+
+def test_subjects_in_letters_that_the_encoder_does_not_know(editor: Editor) -> None:
+    facts = [("💀", "Rome"), ("😀", "Oslo"), ("საქართველო", "Lima"), ("სომხეთი", "Cairo")]
+    editor.edit([EditRequest("The capital of {} is", *fact) for fact in facts], evaluate=False)
+    routes = editor.method.model.routes([f"The capital city of {name} is" for name, _ in facts])
+    told = [None if route.edit is None else route.edit.request.target_new for route in routes]
+    assert told == [target for _, target in facts]
+
+
+def test_embeddings_in_a_quarter_of_the_bytes(demo_model: Any) -> None:
+    made = Editor(*demo_model, method="serac", hparams={"memory_precision": "int8"})
+    made.edit([EditRequest(*fact) for fact in FACTS], evaluate=False)
+    assert made.method.memory._matrix._rows.dtype == torch.int8
+    routes = made.method.model.routes([prompt for prompt, _, _ in FACTS])
+    made.method.close()
+    assert [route.edit and route.edit.id for route in routes] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_newest_spelling_of_a_prompt_holds(editor: Editor) -> None:
+    spellings = ["The wife of Beyonce\u0301 is", "the wife of Beyonc\u00e9 is"]
+    for prompt, target in zip(spellings, ("Rome", "Oslo"), strict=True):
+        subject = prompt.split()[3]
+        (edit,) = editor.edit(EditRequest(prompt, subject, target), evaluate=False).edits
+    assert edit.describe()["superseded"] == [1]
+    routes = editor.method.model.routes(spellings)
+    assert [route.edit.id for route in routes if route.edit is not None] == [2, 2]

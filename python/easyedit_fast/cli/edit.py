@@ -138,7 +138,10 @@ def edit(
     if memory is not None:
         paths["memory"] = memory
     saved = {name: None if path is None else str(path) for name, path in paths.items()}
-    added = {} if memory is None else {"memory": told_of_added(memory, _ids(result))}
+    added = {}
+    if memory is not None:
+        ids, superseded = (_in_memory(result, what) for what in ("ids", "superseded"))
+        added["memory"] = told_of_added(memory, ids, superseded)
     if json:
         print_json({**_report(result, numbers), "saved": saved, **added})
         return
@@ -206,9 +209,9 @@ def _edit(
     return result
 
 
-def _ids(result: EditResult | Run) -> list[int]:
-    """What edits that lie in a memory are told by there."""
-    return [id_ for edit_ in result.to_dict()["edits"] for id_ in edit_["ids"]]
+def _in_memory(result: EditResult | Run, what: str) -> list[int]:
+    """The ``ids`` of edits that lie in a memory, or of those that they have ``superseded``."""
+    return [id_ for edit_ in result.to_dict()["edits"] for id_ in edit_[what]]
 
 
 def _report(result: EditResult | Run, numbers: Sequence[int]) -> dict[str, Any]:

@@ -165,30 +165,25 @@ def import_(
     if file.exists():
         _opened(file).close()
     read = records_of(records, limit=limit, offset=offset, skip_bad=skip_bad)
+    from easyedit_fast.serac.memory import EditMemory
     from easyedit_fast.serac.store import SqliteStore
     from easyedit_fast.serac.trained import trained_scope
 
     scope = trained_scope(archive)
-    if file.exists():
-        with _opened(file) as store:
-            store.require_encoder(scope.fingerprint)
-    embeddings = scope.embed([request.prompt for request in read.requests])
     with SqliteStore(file) as store:
-        ids = store.add(read.requests, embeddings, scope.fingerprint)
-    told = told_of_added(file, ids)
+        memory = EditMemory(store, scope)
+        ids = memory.add(read.requests)
+        told = told_of_added(file, ids, memory.superseded(ids))
     if json:
         print_json({"memory": str(file), **told})
     else:
         print_added(file, told)
 
 
-def told_of_added(file: Path, ids: Sequence[int]) -> dict[str, Any]:
+def told_of_added(file: Path, ids: Sequence[int], superseded: Sequence[int]) -> dict[str, Any]:
     """What a command that has added edits to a memory tells of them, as plain JSON values."""
-    from easyedit_fast.serac.alike import superseded_by
-
     with _opened(file) as store:
-        superseded = superseded_by(set(ids), store.listed())
-        return {"added": list(ids), "superseded": superseded, "total": len(store)}
+        return {"added": list(ids), "superseded": list(superseded), "total": len(store)}
 
 
 def print_added(file: Path, told: dict[str, Any]) -> None:

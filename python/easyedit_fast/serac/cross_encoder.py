@@ -82,6 +82,10 @@ class CrossEncoder(nn.Module):
         """The plain encoder's embeddings ``[prompts, size]`` float32, on the CPU."""
         return self.plain.embed(prompts)
 
+    def reading(self, prompt: str) -> str:
+        """As `PromptEncoder.reading`."""
+        return self.plain.reading(prompt)
+
     def forward(self, edits: Sequence[str], queries: Sequence[str]) -> Tensor:
         """The scores of pairs ``[pairs]`` float32, through which gradients flow.
 

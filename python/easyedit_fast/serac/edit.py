@@ -21,6 +21,7 @@ class MemoryEdit(Edit):
 
     Attributes:
         ids: Their numbers in the memory; empty while they are not in it.
+        superseded: The edits that held for the same prompts until these were added.
     """
 
     def __init__(self, memory: EditMemory, **about: Any) -> None:
@@ -28,6 +29,7 @@ class MemoryEdit(Edit):
         super().__init__({}, **about)
         self._memory = memory
         self.ids: list[int] = []
+        self.superseded: list[int] = []
 
     def __repr__(self) -> str:
         return f"MemoryEdit(method={self.method!r}, requests={len(self.requests)}, ids={self.ids})"
@@ -61,6 +63,7 @@ class MemoryEdit(Edit):
         if self.is_applied:
             raise EditStateError("this edit is in the memory already; revert() it first")
         self.ids = self._memory.add(self.requests)
+        self.superseded = self._memory.superseded(self.ids)
 
     def revert(self, model: PreTrainedModel | None = None) -> None:
         """Takes out of the memory what is left there of the requests; later edits stay.
@@ -75,7 +78,7 @@ class MemoryEdit(Edit):
         if not held:
             raise EditStateError("this edit is not in the memory, so there is nothing to revert")
         self._memory.remove(held)
-        self.ids = []
+        self.ids, self.superseded = [], []
 
     def save(self, path: str | Path) -> None:
         """Writes the requests as JSON lines, which `read_requests` reads.
@@ -116,4 +119,5 @@ class MemoryEdit(Edit):
 
     def describe(self) -> dict[str, Any]:
         """What the edit is, as plain JSON values."""
-        return {**self._metadata(), "id": self.id, "ids": self.ids, "updates": {}}
+        own = {"id": self.id, "ids": self.ids, "superseded": self.superseded, "updates": {}}
+        return {**self._metadata(), **own}

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from easyedit_fast.errors import DataFileError, HparamsError, MissingPackageError
 from easyedit_fast.models.sentence_encoders import Pooling, load_sentence_encoder
 from easyedit_fast.serac.hparams import SERACHparams
+from easyedit_fast.serac.spelling import spelled
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 _ADAPTER = "scope"
 _LONGEST = 512
@@ -44,19 +45,20 @@ def pooled(
 ) -> Tensor:
     """The pooled last hidden states ``[rows, d_model]`` float32, through which gradients flow.
 
+    Words that the tokenizer does not know are spelled in letters that it does.
+
     Args:
         encoder: The encoder.
         tokenizer: Its tokenizer.
         pooling: What of the hidden states is taken.
         texts: One text a row; or two, which are read together.
     """
-    tokens = tokenizer(
-        *map(list, texts),
-        return_tensors="pt",
-        padding=True,
-        truncation=True,
-        max_length=_longest(encoder.config),
-    ).to(encoder.device)
+    longest = _longest(encoder.config)
+    tokens = _tokens(tokenizer, longest, texts)
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and bool((tokens["input_ids"] == unknown).any()):
+        tokens = _tokens(tokenizer, longest, [spelled(tokenizer, column) for column in texts])
+    tokens = tokens.to(encoder.device)
     states = encoder(**tokens).last_hidden_state
     if pooling == "cls":
         found: Tensor = states[:, 0]
@@ -64,6 +66,30 @@ def pooled(
         mask = tokens["attention_mask"][..., None].to(states.dtype)
         found = (states * mask).sum(1) / mask.sum(1)
     return found.float()
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, longest: int, texts: Sequence[Sequence[str]]
+) -> BatchEncoding:
+    tokens: BatchEncoding = tokenizer(
+        *map(list, texts),
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
+        max_length=longest,
+    )
+    return tokens
+
+
+def reading(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """A prompt as a tokenizer prepares it, and runs of white space as one space.
+
+    It is the same for prompts that differ in what the tokenizer does not tell apart, such as case
+    or accents, or the two ways to write an accent.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    prepared = prompt if normalizer is None else normalizer.normalize_str(prompt)
+    return " ".join(prepared.split())
 
 
 def _longest(config: Any) -> int:

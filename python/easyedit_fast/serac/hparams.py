@@ -31,7 +31,7 @@ _WITHOUT_MEANING = frozenset(
 )
 """Keys of EasyEdit's SERAC files that change nothing here, nor there."""
 
-SEARCH_KEYS = ("memory_index", "threshold")
+SEARCH_KEYS = ("memory_index", "memory_precision", "threshold")
 """Keys of whoever searches memories, without meaning for training and its editors."""
 
 
@@ -55,6 +55,8 @@ class SERACHparams(Hparams):
         dist_heads: Parts of an embedding; two are as near as the nearest of their parts.
         memory_index: The memory is searched by one product with all embeddings (``exact``), or,
             from 20,000 edits on, by a graph that may miss one (``approximate``).
+        memory_precision: Of the embeddings that are searched; ``int8`` takes a quarter of the
+            bytes.
         threshold: A prompt is in the scope of its nearest edit where its similarity, the
             probability that it belongs there, is above this.
         soft_weighting: Answers are mixed by similarity in ``forward``, not switched.
@@ -89,6 +91,7 @@ class SERACHparams(Hparams):
     bound_embeds: bool = False
     dist_heads: PositiveInt = 1
     memory_index: Literal["exact", "approximate"] = "exact"
+    memory_precision: Literal["float32", "int8"] = "float32"
     threshold: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     soft_weighting: bool = False
     freeze_cntr: bool = False

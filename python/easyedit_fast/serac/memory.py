@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import os
 import threading
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from easyedit_fast.errors import EditStateError
 from easyedit_fast.requests import Requests, request_list
-from easyedit_fast.serac.alike import plain_prompt
 from easyedit_fast.serac.graph import GRAPH_FROM, WIDTH, KeptGraph
 from easyedit_fast.serac.matrix import EmbeddingMatrix, Precision
 from easyedit_fast.serac.store import ENCODER_REMEDY, EditStore, StoredEdit, write_requests
@@ -23,7 +23,8 @@ _QUERIES = 256
 """Queries whose distances from all edits are computed at once."""
 
 _SPARE = 16
-"""Candidates beyond those asked for: in the graph's precision two may stand the wrong way round."""
+"""Candidates beyond those asked for: of some that are as near the newest comes first, and in the
+graph's precision two may stand the wrong way round."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +58,10 @@ class PromptEncoder(Protocol):
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """``[prompts, size]`` float32, in one pass."""
+        ...
+
+    def reading(self, prompt: str) -> str:
+        """What it reads of a prompt; those with the same reading are one prompt to it."""
         ...
 
 
@@ -119,6 +124,7 @@ class EditMemory:
         self._store = store
         self._matrix = EmbeddingMatrix(encoder.size, encoder.heads, precision)
         self._edits: list[StoredEdit] = []
+        self._readings: list[str] = []  # of the edits' prompts
         self._places: dict[int, int] = {}
         self._of_prompt: dict[str, list[int]] = {}  # rising ids
         self._oldest: set[int] = set()  # of each prompt, for the graph
@@ -175,6 +181,16 @@ class EditMemory:
                 )
             return self._edits[place]
 
+    def superseded(self, ids: Iterable[int]) -> list[int]:
+        """The edits that held until those with some ids were added, for the same prompts."""
+        found: list[int] = []
+        with self._lock:
+            for place in (self._places[id_] for id_ in ids if id_ in self._places):
+                alike = self._of_prompt[self._readings[place]]
+                before = bisect.bisect_left(alike, self._edits[place].id)
+                found += alike[:before][-1:]
+        return found
+
     def refresh(self) -> None:
         """Takes in what was added and removed since, by whatever process."""
         with self._lock:
@@ -187,9 +203,10 @@ class EditMemory:
                 self._graph.follow(self._oldest, self._rows, anew=self.may_make_graph)
 
     def nearest(self, queries: Tensor, count: int = 1) -> list[list[Nearest]]:
-        """The edits that are nearest to some queries, the nearest first.
+        """The edits that are nearest to some queries, the nearest first, of equals the newest.
 
-        Of edits with the same prompt only the newest counts: it holds until it is removed.
+        Of edits whose prompts are the same to the encoder only the newest counts: it holds until
+        it is removed.
 
         Args:
             queries: ``[q, d]`` float32, as the encoder makes them.
@@ -215,7 +232,7 @@ class EditMemory:
     def _among(self, query: Tensor, ids: Sequence[int], count: int) -> list[Nearest]:
         """The nearest to a query ``[1, d]`` among the edits that have the prompts of some."""
         known = [self._places[id_] for id_ in ids if id_ in self._places]
-        prompts = [plain_prompt(self._edits[place]) for place in known]
+        prompts = [self._readings[place] for place in known]
         places = [self._places[id_] for prompt in prompts for id_ in self._of_prompt[prompt]]
         values, order = self._matrix.squared_distances(query, places)[0].sort()
         ordered = [places[at] for at in order.tolist()]
@@ -227,7 +244,7 @@ class EditMemory:
 
     def _nearest(self, queries: Tensor, count: int) -> list[list[Nearest]]:
         found = self._matrix.squared_distances(queries)
-        wanted, enough = count, min(count, len(self._of_prompt))
+        wanted, enough = count + _SPARE, min(count, len(self._of_prompt))
         while True:
             values, places = found.topk(min(wanted, len(self._edits)), dim=1, largest=False)
             pairs = zip(values.tolist(), places.tolist(), strict=True)
@@ -241,12 +258,12 @@ class EditMemory:
         self._store.close()
 
     def _newest(self, found: Iterable[tuple[float, int]]) -> list[Nearest]:
-        """The edits at some distances and places, each prompt's newest in the place of all."""
+        """The edits at rising distances and places, each prompt's newest in the place of all."""
         kept: dict[int, Nearest] = {}
         for distance, place in found:
-            newest = self._of_prompt[plain_prompt(self._edits[place])][-1]
+            newest = self._of_prompt[self._readings[place]][-1]
             kept.setdefault(newest, Nearest(self._edits[self._places[newest]], distance))
-        return list(kept.values())
+        return sorted(kept.values(), key=lambda one: (one.squared_distance, -one.edit.id))
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Writes the requests as JSONL, which `read_requests` reads, for `add`."""
@@ -261,7 +278,8 @@ class EditMemory:
             )
         self._places[edit.id] = len(self._edits)
         self._edits.append(dataclasses.replace(edit, embedding=None))
-        alike = self._of_prompt.setdefault(plain_prompt(edit), [])
+        self._readings.append(self.encoder.reading(edit.request.prompt))
+        alike = self._of_prompt.setdefault(self._readings[-1], [])
         alike.append(edit.id)
         self._settle_oldest(alike[0])
         self._matrix.append(row)
@@ -272,7 +290,7 @@ class EditMemory:
         place = self._places.pop(id_, None)
         if place is None:
             return
-        removed = plain_prompt(self._edits[place])
+        removed = self._readings[place]
         alike = self._of_prompt[removed]
         alike.remove(id_)
         self._settle_oldest(id_, is_oldest=False)
@@ -280,10 +298,10 @@ class EditMemory:
             self._settle_oldest(alike[0])
         else:
             del self._of_prompt[removed]
-        last = self._edits.pop()
+        last, reading = self._edits.pop(), self._readings.pop()
         self._matrix.move_last_to(place)
         if last.id != id_:
-            self._edits[place] = last
+            self._edits[place], self._readings[place] = last, reading
             self._places[last.id] = place
 
     def _settle_oldest(self, id_: int, *, is_oldest: bool = True) -> None:

@@ -25,6 +25,7 @@ from easyedit_fast.serac.encoders import (
     make_trainable,
     pooled,
     put_into,
+    reading,
     trained_parameters,
 )
 from easyedit_fast.serac.hparams import SERACHparams
@@ -103,6 +104,10 @@ class Scope(nn.Module):
             places = order[first : first + _AT_ONCE]
             found[places] = self([prompts[place] for place in places]).cpu()
         return found
+
+    def reading(self, prompt: str) -> str:
+        """As `PromptEncoder.reading`."""
+        return reading(self._tokenizer, prompt)
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """The embeddings ``[prompts, size]`` float32, through which gradients flow."""

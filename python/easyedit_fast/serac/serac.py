@@ -22,7 +22,6 @@ from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.edit import MemoryEdit
 from easyedit_fast.serac.editor_files import load_editor, read_editor, shipped_editor
 from easyedit_fast.serac.hparams import SERACHparams
-from easyedit_fast.serac.matrix import Precision
 from easyedit_fast.serac.memory import EditMemory
 from easyedit_fast.serac.model import SeracModel
 from easyedit_fast.serac.routing import Router
@@ -66,7 +65,6 @@ class Serac:
         hparams: str | os.PathLike[str] | Mapping[str, Any] | Hparams | None = None,
         architecture: Architecture | None = None,
         memory: MemoryLike = None,
-        precision: Precision = "float32",
     ) -> None:
         """Reads the trained parts, and puts the adapter into its model, switched off.
 
@@ -79,7 +77,6 @@ class Serac:
                 this very model.
             architecture: Description of a family that the package does not know.
             memory: The file that holds the edits, or a store; None keeps them in the process.
-            precision: Of the memory's matrix.
 
         Raises:
             HparamsError: No editor is named, or a value cannot be used.
@@ -107,7 +104,7 @@ class Serac:
         self._adapter = self.counterfactual.adapter(self.hparams)
         try:
             load_editor(self.hparams.archive, editor, scope, self._adapter)
-            self.memory = self._opened_memory(memory, scope, precision)
+            self.memory = self._opened_memory(memory, scope)
         except BaseException:
             self._adapter.remove()
             raise
@@ -116,15 +113,13 @@ class Serac:
         kind = _kind_of_model(self.counterfactual)
         self.model = kind(model, tokenizer, self._router, self._adapter, soft=soft)
 
-    def _opened_memory(
-        self, memory: MemoryLike, scope: AnyScope, precision: Precision
-    ) -> EditMemory:
+    def _opened_memory(self, memory: MemoryLike, scope: AnyScope) -> EditMemory:
         store = _store(memory)
         try:
             return EditMemory(
                 store,
                 scope,
-                precision=precision,
+                precision=self.hparams.memory_precision,
                 index=self.hparams.memory_index,
                 index_file=store.index_file if isinstance(store, SqliteStore) else None,
             )

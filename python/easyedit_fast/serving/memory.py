@@ -74,6 +74,10 @@ class TurnsScope:
             found[first : first + _AT_ONCE] = portion
         return found
 
+    def reading(self, prompt: str) -> str:
+        """As the scope's, which needs no turn."""
+        return self._scope.reading(prompt)
+
     def similarities(
         self, queries: Sequence[str], found: Sequence[Sequence[Nearest]]
     ) -> list[list[float]]:
