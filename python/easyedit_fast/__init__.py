@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from easyedit_fast.requests import EditRequest, Probe
     from easyedit_fast.results import EditResult
     from easyedit_fast.rome.hparams import ROMEHyperParams
+    from easyedit_fast.serac.hparams import SERACHparams, SERACTrainingHparams
     from easyedit_fast.sweeps import sweep
     from easyedit_fast.trainers import train_editor
     from easyedit_fast.version import __version__
@@ -42,6 +43,8 @@ _HOMES = {
     "ROMEHyperParams": "easyedit_fast.rome.hparams",
     "RequestList": "easyedit_fast.data",
     "RequestTokenizer": "easyedit_fast.data",
+    "SERACHparams": "easyedit_fast.serac.hparams",
+    "SERACTrainingHparams": "easyedit_fast.serac.hparams",
     "TextFiles": "easyedit_fast.data",
     "__version__": "easyedit_fast.version",
     "collect_statistics": "easyedit_fast.moments",
@@ -63,6 +66,8 @@ __all__ = [
     "ROMEHyperParams",
     "RequestList",
     "RequestTokenizer",
+    "SERACHparams",
+    "SERACTrainingHparams",
     "TextFiles",
     "__version__",
     "collect_statistics",

@@ -232,8 +232,8 @@ class Editor:
             raise HparamsError("isolated edits know no order; give either isolated or sequential")
         batches = [] if isolated else in_batches(asked, sequential)
         for batch in batches:  # a later one may change what an earlier one set
-            for place, error in contradictions(batch.requests, first=batch.first):
-                failures.refuse(place, error)
+            for place, error in contradictions(batch.requests):
+                failures.refuse(batch.first + place, error)
         timings = Timings()
         score = self._scorer(timings, generate=generate, fluency=fluency) if evaluate else None
         call = _Call(timings, batch_size, score)

@@ -160,7 +160,7 @@ def fill_prompt(prompt: str, subject: str) -> tuple[str, int]:
 
 
 def contradictions(
-    requests: Sequence[EditRequest], *, first: int = 0
+    requests: Sequence[EditRequest],
 ) -> Iterator[tuple[int, RequestError]]:
     """What cannot hold in one model: requests with the same prompt and different targets.
 
@@ -168,24 +168,23 @@ def contradictions(
 
     Args:
         requests: The requests.
-        first: Place of the first of them in the whole list.
 
     Yields:
-        The place in the whole list of each request that contradicts one before it, and an error
-        that names both.
+        The place of each request that contradicts one before it, and an error that tells both
+        targets.
     """
     seen: dict[str, int] = {}
     for place, request in enumerate(requests):
         other = seen.setdefault(" ".join(request.prompt.split()), place)
         if requests[other].target_new != request.target_new:
             error = RequestError(
-                f"requests {first + other} and {first + place} have the same prompt "
-                f"{request.prompt!r} and different targets ({requests[other].target_new!r} and "
-                f"{request.target_new!r}); drop one of them, or edit them isolated "
-                "(isolated=True, --isolated)",
+                f"an earlier request has the same prompt {request.prompt!r} and another target "
+                f"({requests[other].target_new!r}; here {request.target_new!r}); drop one of them "
+                "(on_error='skip', --skip-bad), or edit them isolated (isolated=True, --isolated) "
+                "or one after another (sequential=1, --sequential 1)",
                 field="target_new",
             )
-            yield first + place, error
+            yield place, error
 
 
 def _last_occurrence(text: str, part: str) -> int:

@@ -225,7 +225,7 @@ def test_one_request_that_is_not_finite(editor: Editor, isolated: bool) -> None:
 
 def test_a_request_that_contradicts_another(editor: Editor) -> None:
     other = EditRequest("The capital of {} is", "Peru", "Lagos")
-    with pytest.raises(RequestError, match=r"^record 1, .* requests 0 and 1 have the same prompt"):
+    with pytest.raises(RequestError, match=r"^record 1, .* an earlier request has the same prompt"):
         editor.edit([REQUESTS[2], other], generate=False)
     options: dict[str, Any] = {"on_error": "skip", "generate": False}
     with editor.editing([REQUESTS[2], other, OTHERS[0]], **options) as result:

@@ -171,7 +171,7 @@ def test_sequential_edits_are_added_batch_by_batch(editor: Editor) -> None:
 
 def test_a_failure_leaves_the_memory_as_it_was(editor: Editor) -> None:
     pair = [REQUESTS[1], EditRequest(REQUESTS[1].prompt, "Brazil", "Greek")]
-    with pytest.raises(RequestError, match="requests 0 and 1 have the same prompt"):
+    with pytest.raises(RequestError, match="an earlier request has the same prompt"):
         editor.edit(pair)
     long = EditRequest("Brazil " * 9000, "Brazil", "Greek")
     with pytest.raises(RequestError, match="shorten it"):
@@ -368,3 +368,34 @@ def test_the_threshold_says_how_likely_an_edit_must_be(editor: Editor) -> None:
         (route,) = other.model.routes([question])
         assert route.similarity == pytest.approx(plain.similarity, rel=1e-4)
         assert (route.edit is None) == (threshold > plain.similarity)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("cos", False), ("bound_embeds", True), ("dist_heads", 3), ("pooling", "cls")],
+)
+def test_distances_are_those_that_the_scope_was_trained_with(
+    editor: Editor, key: str, value: Any
+) -> None:
+    with pytest.raises(HparamsError, match=f"{key} is {str(value).lower()}, and the scope of"):
+        another(editor, hparams={key: value})
+    same = {"cos": True, "bound_embeds": False, "dist_heads": 1, "pooling": None}
+    another(editor, hparams={key: same[key]})
+
+
+def test_a_checkpoint_is_no_editor(editor: Editor, tmp_path: Path) -> None:
+    (tmp_path / "serac.pt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataFileError, match="checkpoints of EasyEdit are not read"):
+        another(editor, hparams={"archive": str(tmp_path / "serac.pt")})
+
+
+def test_a_closed_memory_says_so(editor: Editor, tmp_path: Path) -> None:
+    other = another(editor, tmp_path / "edits.sqlite")
+    other.method.close()
+    with pytest.raises(DataFileError, match="was closed; make a new one"):
+        other.method.memory.add(FACT)
+
+
+def test_no_prompt_has_no_route(editor: Editor) -> None:
+    editor.edit(FACT, evaluate=False)
+    assert editor.model.routes([]) == []

@@ -126,7 +126,7 @@ def test_a_saved_edit_is_the_same_edit(editor: Editor, tmp_path: Any) -> None:
 
 def test_contradicting_requests_are_refused_together_and_fine_isolated(editor: Editor) -> None:
     pair = [REQUESTS[1], EditRequest(REQUESTS[1].prompt, "Brazil", "Greek")]
-    with pytest.raises(RequestError, match="requests 0 and 1 have the same prompt"):
+    with pytest.raises(RequestError, match="an earlier request has the same prompt"):
         editor.edit(pair)
     assert len(editor.edit(pair, isolated=True, evaluate=False).edits) == 2
 

@@ -119,7 +119,7 @@ def test_a_record_is_named_by_its_place_in_the_whole_list(editor: Editor) -> Non
         prompt="The official language of {} is", subject="Brazil", target_new="Thai"
     )
     other = EditRequest(prompt="{} is in", subject="Oslo", target_new="Chile")
-    with pytest.raises(RequestError, match="requests 2 and 3 have the same prompt") as error:
+    with pytest.raises(RequestError, match="an earlier request has the same prompt") as error:
         editor.edit([REQUESTS[0], other, REQUESTS[1], again], sequential=2)
     assert error.value.record == 3
 

@@ -80,7 +80,11 @@ def test_edits_in_a_memory(run: Any, tmp_path: Path) -> None:
     code, out, err = run("edit", *EDIT, "--target", "Berlin", *given, "--no-evaluate")
     assert (code, err) == (0, "")
     assert f"added: 3; 3 now in {memory}superseded: 1; of edits" in out.replace("\n", "")
+    code, out, err = run("edit", *EDIT, "--target", "Rome", *given[:2], "--threshold", 1, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["metrics"][0]["post"]["generated"]["rewrite_acc"] == [0.0]
     for wrong, told in (
+        (["--threshold", "0.3"], "--threshold is for --method serac"),
         ([*given, "--save", tmp_path / "edit"], "SERAC changes no weight"),
         ([*given, "--isolated"], "isolated edits go into no memory"),
         (given[2:], "--memory is for --method serac: add that, or"),
@@ -164,7 +168,7 @@ def test_a_file_of_edits_in_isolation(run: Any, hparams: Path, tmp_path: Path) -
     assert "is not empty; give a new folder" in err
     code, out, err = run(*arguments, "--together")
     assert (code, out) == (2, "")
-    assert "requests 0 and 1 have the same prompt" in err
+    assert "an earlier request has the same prompt" in err
 
 
 def test_the_tables_for_people(run: Any, hparams: Path) -> None:
@@ -186,7 +190,7 @@ def test_a_part_of_a_file_without_its_bad_records(run: Any, hparams: Path, tmp_p
     assert [edit["requests"][0]["target_new"] for edit in json.loads(out)["edits"]] == ["Chile"]
     code, out, err = run(*arguments, "--offset", "3", "--skip-bad")
     assert (code, out) == (2, "")
-    assert "holds no record" in err
+    assert f"no record of {file} can be used; record 3, field 'prompt'" in err
 
 
 @pytest.mark.parametrize("to_file", [False, True])

@@ -43,6 +43,6 @@ def test_real_records_that_contradict_each_other(demo_model: Any, shared_data: P
     assert pair[0].prompt == pair[1].prompt
     hparams = {"v_num_grad_steps": 2, "context_templates": ["{}"]}
     editor = Editor(*demo_model, hparams=hparams)
-    with pytest.raises(RequestError, match="requests 0 and 1 have the same prompt"):
+    with pytest.raises(RequestError, match="an earlier request has the same prompt"):
         editor.edit(pair, evaluate=False)
     assert len(editor.edit(pair, isolated=True, evaluate=False).edits) == 2

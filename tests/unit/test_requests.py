@@ -126,11 +126,11 @@ def test_from_dict_keeps_the_edited_occurrence_and_replace_does_not() -> None:
     assert dataclasses.replace(first, target_new="Peru").subject_start == 9
 
 
-def test_contradictions_name_both_requests() -> None:
+def test_contradictions_tell_both_targets() -> None:
     requests = [make(), make(prompt="{} has"), make(target_new="Peru")]
-    ((place, error),) = contradictions(requests, first=10)
-    assert place == 12
-    assert "requests 10 and 12 have the same prompt" in str(error)
+    ((place, error),) = contradictions(requests)
+    assert place == 2
+    assert f"and another target ({requests[0].target_new!r}; here 'Peru')" in str(error)
     assert not list(contradictions(requests[:2]))
     assert not list(contradictions([make(), make()]))
     assert len(list(contradictions([make(), make(prompt="{}  is\nin", target_new="Peru")]))) == 1

@@ -167,9 +167,10 @@ def _print(model: str, requests: list[EditRequest], shown: _Shown) -> None:
     print_table("Left alone", ["prompt", "before", "after"], shown.generations[len(requests) :])
     print_summary(shown.result.summary)
     print_timings(shown.result.timings)
+    keeping = "a file named as memory" if shown.method == "serac" else "edit.save()"
     print_line(
         f"{shown.seconds:.2f} s an edit, without evaluation. The edit was in the model: "
-        "edit.revert() takes it out, as was done now; edit.save() keeps it.\n"
+        f"edit.revert() takes it out, as was done now; {keeping} keeps it.\n"
     )
 
 

@@ -61,6 +61,7 @@ def edit(
     layers: options.Layers = None,
     second_moment: options.SecondMoment = None,
     archive: options.Archive = None,
+    threshold: options.Threshold = None,
     memory: options.Memory = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -111,7 +112,7 @@ def edit(
         {"--file": file, "--second-moment": second_moment, "--archive": archive},
     )
     require_folder_path(save_model, "--save-model")
-    overrides = overrides_of(method, layers, second_moment, archive)
+    overrides = overrides_of(method, layers, second_moment, archive, threshold)
     loading = {"device": device, "dtype": dtype, "memory": memory}
     editor = editor_of(model, method, hparams, preset, overrides, **loading)
     settings: dict[str, Any] = {

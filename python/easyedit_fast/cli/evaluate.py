@@ -68,6 +68,7 @@ def evaluate(
     layers: options.Layers = None,
     second_moment: options.SecondMoment = None,
     archive: options.Archive = None,
+    threshold: options.Threshold = None,
     batch_size: options.BatchSize = "auto",
     fluency: Annotated[
         bool, typer.Option("--fluency", help="Measure the n-gram entropy of generated texts.")
@@ -112,7 +113,7 @@ def evaluate(
     texts = {f"--perplexity-text {path}": path for path in perplexity_text or []}
     require_other_files({"--out": out}, {**read, **texts, "--results": results})
     require_other_files({"--results": results}, {**read, **texts})
-    overrides = overrides_of(method, layers, second_moment, archive)
+    overrides = overrides_of(method, layers, second_moment, archive, threshold)
     of_method = {"hparams": hparams, "preset": preset, **overrides}
     modes = {"edit": edit, "no-edit": no_edit or None, "sequential": sequential}
     if file is None:

@@ -68,7 +68,11 @@ def single_request(single: Mapping[str, str | None]) -> EditRequest:
 
 
 def overrides_of(
-    method: str, layers: str | None, second_moment: Path | None, archive: Path | None
+    method: str,
+    layers: str | None,
+    second_moment: Path | None,
+    archive: Path | None,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """The hyperparameters that have options of their own, as far as these are given.
 
@@ -83,6 +87,7 @@ def overrides_of(
         ("--layers", layers, ("rome",)),
         ("--second-moment", second_moment, ("rome",)),
         ("--archive", archive, ("mend", "serac")),
+        ("--threshold", threshold, ("serac",)),
     ):
         if value is not None and method.lower() not in owners:
             wanted = " or ".join(owners)
@@ -90,6 +95,8 @@ def overrides_of(
     overrides: dict[str, Any] = {}
     if archive is not None:
         overrides["archive"] = str(archive)
+    if threshold is not None:
+        overrides["threshold"] = threshold
     if layers is not None:
         overrides["layers"] = options.layer_numbers(layers)
     if second_moment is not None:

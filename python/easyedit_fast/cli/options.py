@@ -38,7 +38,7 @@ Threshold = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="A prompt is answered from an edit where its similarity is above this; lower "
+        help="A prompt is answered from SERAC's edit where its similarity is above this; lower "
         "takes in more wordings, and more that is not meant; 0.5 unless given.",
     ),
 ]

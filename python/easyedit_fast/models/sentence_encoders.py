@@ -54,7 +54,8 @@ def load_sentence_encoder(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"the sentence encoder {name_or_path!r} cannot be loaded: {reason}"
+            f"the sentence encoder {name_or_path!r} cannot be loaded: {reason}; name another as "
+            f"cls_name: a folder, a name on the hub, or {PACKAGED_ENCODER!r}"
         ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

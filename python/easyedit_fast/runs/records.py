@@ -38,9 +38,11 @@ class Records:
         """Reads them; see `read_requests` for the arguments and the other errors.
 
         Raises:
-            RequestError: There is no record.
+            RequestError: There is no record, or none that can be used.
         """
         requests = read_requests(path, limit=limit, offset=offset, on_error=on_error)
+        if requests.skipped and not requests:
+            raise RequestError(f"no record of {os.fspath(path)} can be used; {requests.skipped[0]}")
         if not requests:
             beyond = f" from record {offset} on" if offset else ""
             raise RequestError(f"{os.fspath(path)} holds no record{beyond}; there is nothing to do")

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_fast.errors import DataFileError, ModelError
+from easyedit_fast.errors import DataFileError, HparamsError, ModelError
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
+from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.scopes import AnyScope
 from easyedit_fast.training.editors import EditorFile, EditorFormat
 
 _FORMAT = EditorFormat("SERAC")
+_DISTANCE_KEYS = ("cos", "square", "bound_embeds", "dist_heads", "pooling")
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def write_editor(path: Path, editor: EditorFile) -> None:
@@ -38,6 +41,11 @@ def read_editor(path: Path) -> EditorFile:
         MissingFileError: There is no such file.
         DataFileError: It is damaged, or holds no SERAC editor.
     """
+    if path.is_file() and path.suffix in _CHECKPOINTS:
+        raise DataFileError(
+            f"{path}: SERAC's checkpoints of EasyEdit are not read, for their scope reads the "
+            "target too; train an editor: easyedit-fast train --method serac"
+        )
     found = _FORMAT.read(path)
     tensors = {name: tensor.to(torch.float32) for name, tensor in found.tensors.items()}
     return dataclasses.replace(found, tensors=tensors)
@@ -72,8 +80,25 @@ def require_encoder(archive: str | None, editor: EditorFile, scope: AnyScope) ->
         )
 
 
+def _require_distances(hparams: SERACHparams, editor: EditorFile) -> None:
+    """Checks that distances mean what they meant when an editor's threshold was learned.
+
+    Raises:
+        HparamsError: They do not.
+    """
+    trained = SERACHparams(**editor.hparams)
+    for name in _DISTANCE_KEYS if not hparams.cross_attend else ():
+        then, now = getattr(trained, name), getattr(hparams, name)
+        if then != now:
+            raise HparamsError(
+                f"{name} is {str(now).lower()}, and the scope of {hparams.archive} was trained "
+                f"with {str(then).lower()}, so that its threshold means nothing here; leave "
+                f"{name} out, or train a scope with it: easyedit-fast train --method serac"
+            )
+
+
 def load_editor(
-    archive: str | None,
+    hparams: SERACHparams,
     editor: EditorFile,
     scope: AnyScope,
     adapter: CounterfactualAdapter | None = None,
@@ -81,16 +106,19 @@ def load_editor(
     """Puts what a file holds into its two parts, or into the scope alone.
 
     Args:
-        archive: The file, for messages.
+        hparams: The hyperparameters, which name the file.
         editor: What it holds.
         scope: The scope, not trained yet.
         adapter: The adapter; None: it is left where it is.
 
     Raises:
+        HparamsError: Distances are others than the scope was trained with.
         ModelError: The scope was trained on another sentence encoder.
         DataFileError: It does not fit.
     """
+    archive = hparams.archive
     require_encoder(archive, editor, scope)
+    _require_distances(hparams, editor)
     try:
         load_parts(editor.tensors, scope, adapter)
     except DataFileError as error:

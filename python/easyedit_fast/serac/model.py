@@ -135,7 +135,7 @@ class SeracModel(NotSaved, GenerationMixin):
         else:
             texts = [prompts] if isinstance(prompts, str) else list(prompts)
             texts = [self._reader.text(text) for text in texts]
-        return self.router.routes(texts)
+        return self.router.routes(texts) if texts else []
 
     def _contexts(self, prompts: Sequence[Sequence[int]]) -> Contexts:
         """Routes prompts of tokens; an empty one is the base model's."""

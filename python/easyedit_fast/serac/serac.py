@@ -103,7 +103,7 @@ class Serac:
         _warn_of_small_models(self.counterfactual, self.hparams, editor, self.fingerprint)
         self._adapter = self.counterfactual.adapter(self.hparams)
         try:
-            load_editor(self.hparams.archive, editor, scope, self._adapter)
+            load_editor(self.hparams, editor, scope, self._adapter)
             self.memory = self._opened_memory(memory, scope)
         except BaseException:
             self._adapter.remove()

@@ -41,6 +41,13 @@ _LAST_WAIT = 1.0
 _BLOCK = 4096
 """Rows that are read at once."""
 
+_REMEDIES = {
+    "locked": "; another process keeps it; try again",
+    "closed database": "; the editor of this memory was closed; make a new one",
+    "malformed": "; the file is damaged; take a copy of it that is whole",
+}
+"""What to do where SQLite's error has some words."""
+
 _SHORTENED = reprlib.Repr()
 _SHORTENED.maxstring = 80
 
@@ -358,7 +365,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             if "not a database" in str(error):
                 raise self._no_memory() from error
-            remedy = "; another process keeps it; try again" if "locked" in str(error) else ""
+            remedy = next((told for what, told in _REMEDIES.items() if what in str(error)), "")
             raise DataFileError(f"{self._path}: {error}{remedy}") from error
 
     def _no_memory(self) -> DataFileError:

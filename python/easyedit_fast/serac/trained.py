@@ -29,5 +29,5 @@ def trained_scope(archive: str | os.PathLike[str] | None = None) -> AnyScope:
     """
     hparams, editor = resolve_serac_hparams({"archive": os.fspath(archive or _DEMO_EDITOR)})
     scope = make_scope(hparams, torch.device("cpu"))
-    load_editor(hparams.archive, editor, scope)
+    load_editor(hparams, editor, scope)
     return scope
