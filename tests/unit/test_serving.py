@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from pathlib import Path
@@ -197,6 +198,45 @@ def test_loopback_names_are_let_in_without_a_token(host: str) -> None:
     for other in (f"{host}.evil.example", "evil.example", ""):
         with pytest.raises(ApiError, match="'Host'"):
             guard._admit({"headers": [(b"host", other.encode())]})
+
+
+def answered(headers: dict[str, str], body: bytes) -> int:
+    """The status by which a guard, or the app behind it, answers a body."""
+    sent: list[Any] = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["body"] == body
+        await send({"type": "http.response.start", "status": 200})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = {"host": "localhost", **headers}.items()
+    pairs = [(name.encode(), value.encode()) for name, value in given]
+    scope = {"type": "http", "path": "/v1/edits", "headers": pairs}
+    asyncio.run(Guard(app, limits=Limits(), token=None)(scope, receive, send))
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (None, 400),
+        ("text/plain", 400),
+        ("application/json-seq", 400),
+        ("text/plain; application/json", 400),
+        ("application/json", 200),
+        ("Application/JSON ; charset=utf-8", 200),
+    ],
+)
+def test_a_body_must_be_declared_as_json(kind: str | None, status: int) -> None:
+    """Whatever FastAPI makes of others: web pages send those without asking."""
+    headers = {} if kind is None else {"content-type": kind}
+    assert answered(headers, b"{}") == status
+    assert answered(headers, b"") == 200, "there is nothing to read"
 
 
 def test_a_turn_goes_to_who_waits() -> None:
