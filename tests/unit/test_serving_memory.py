@@ -32,6 +32,9 @@ class NoContext:
     def context(self, _: Any) -> list[int]:
         return []
 
+    def refuse_too_long(self, _: Any) -> None:
+        pass
+
 
 class WordScope(WordEncoder):
     """One that tells similarities of words."""

@@ -130,6 +130,7 @@ class SharedMemory:
                     record=place,
                     field="prompt",
                 )
+        self._adapter.refuse_too_long(requests)
         ids = self._router.memory.add(requests)
         return [self._added(*pair) for pair in zip(ids, requests, strict=True)]
 
