@@ -96,6 +96,40 @@ def test_pieces_of_bytes_are_the_text(prompt: str, text: str) -> None:
     assert "".join([*found, made.rest()]) == text
 
 
+@pytest.fixture(params=["byte-level", "letters and bytes"])
+def cutting(request: pytest.FixtureRequest, demo_model: Any) -> Any:
+    """A tokenizer whose tokens may be parts of characters."""
+    return demo_model[1] if request.param == "byte-level" else byte_tokenizer()
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Say:", "abc \ufffd", "abc \ufffd漢\ufffd\ufffd", "\ufffd" * 20]
+)
+@pytest.mark.parametrize(
+    "text", [" is bad", " x\ufffd", "\ufffd a \ufffd\ufffd b", "\ufffd漢" * 20]
+)
+def test_a_replacement_character_of_the_text_is_told(cutting: Any, prompt: str, text: str) -> None:
+    """It is no sign of a character that has not come whole, which reads the same."""
+    before, whole = (cutting(one)["input_ids"] for one in (prompt, prompt + text))
+    assert whole[: len(before)] == before
+    made = TextPieces(cutting, before, ())
+    found = [made.add(token) for token in whole[len(before) :]]
+    assert "".join([*found, made.rest()]) == text
+
+
+@pytest.mark.parametrize("before", ["x", "\ufffd", "漢", "\ufffd漢"])
+@pytest.mark.parametrize(
+    "character", ["\x80", "\u0800", "\ud7ff", "\uffff", "\U00010000", "\U0010ffff"]
+)
+def test_any_cut_character_is_left_out(cutting: Any, before: str, character: str) -> None:
+    start = cutting(before)["input_ids"]
+    whole = cutting(before + character)["input_ids"]
+    assert whole[: len(start)] == start
+    for end in range(len(start), len(whole)):
+        made = TextPieces(cutting, [], ())
+        assert "".join([*map(made.add, whole[:end]), made.rest()]) == before
+
+
 def draws(sampling: Sampling, logits: torch.Tensor, count: int) -> list[int]:
     row = Row([1], sampling, lambda _: None)
     steps = RowDraws([row])
