@@ -12,6 +12,7 @@ from easyedit_fast.errors import EditStateError
 from easyedit_fast.serac.store import json_line
 from easyedit_fast.serving import schemas
 from easyedit_fast.serving.errors import ApiError
+from easyedit_fast.serving.prompts import is_one_prompt
 
 if TYPE_CHECKING:
     from easyedit_fast.serac.store import StoredEdit
@@ -84,7 +85,7 @@ class EditRoutes:
 
     def _query(self, prompt: schemas.RoutedPrompt) -> str:
         """What is routed of a prompt, as a completion or chat would route it."""
-        if isinstance(prompt, str) or isinstance(prompt[0], int):
+        if is_one_prompt(prompt):
             return self._prompts.query(self._prompts.tokens(prompt, "prompts"))
         return self._asked(prompt, "prompts")
 

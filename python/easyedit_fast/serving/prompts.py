@@ -19,10 +19,16 @@ from easyedit_fast.serving.errors import ApiError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import TypeIs
 
     from easyedit_fast.serving.limits import Limits
 
 Prompt = str | Sequence[int]
+
+
+def is_one_prompt(given: Any) -> TypeIs[str | list[int]]:
+    """Whether a field holds a text or token ids, and not several of them or messages."""
+    return isinstance(given, str) or isinstance(given[0], int)
 
 
 class PromptReader:
