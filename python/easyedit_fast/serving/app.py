@@ -102,7 +102,7 @@ def _add_completions(app: "FastAPI", completions: Completions) -> None:
         return await answered(body, request)
 
     async def chat(body: schemas.ChatRequest, request: Request) -> Response:
-        """Answer a conversation; the last user message tells the edit, if any."""
+        """Answer a conversation; the user message that ends it tells the edit, if any."""
         return await answered(body, request)
 
     for path, handler, model in (

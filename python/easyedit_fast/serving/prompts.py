@@ -78,13 +78,16 @@ class PromptReader:
         Raises:
             ApiError: There is no template, or it refuses the messages; and as `tokens`.
         """
-        if not getattr(self._tokenizer, "chat_template", None):
+        template = getattr(self._tokenizer, "chat_template", None)
+        if not template:
             raise ApiError(
                 400,
                 f"field {field!r}: the model's tokenizer has no chat template; use texts, and "
                 "/v1/completions",
                 param=field,
             )
+        if "developer" not in str(template):
+            messages = [_as_system(one) for one in messages]
         try:
             with self._lock:
                 text = self._tokenizer.apply_chat_template(
@@ -98,7 +101,7 @@ class PromptReader:
         return self._checked(self._encoded(str(text), add_special_tokens=False), field)
 
     def query(self, tokens: Sequence[int]) -> str:
-        """What is routed of a prompt: the last user message of a conversation, or all of a text."""
+        """What is routed of a prompt: the user message that ends a conversation, or all of it."""
         return self._queries.read(tokens).text
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -167,3 +170,8 @@ class PromptReader:
                 code="context_length_exceeded",
             )
         return tokens
+
+
+def _as_system(message: dict[str, str]) -> dict[str, str]:
+    """A developer's message as a system message, which it is under another name."""
+    return {**message, "role": "system"} if message["role"] == "developer" else message
