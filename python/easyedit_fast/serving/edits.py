@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,9 +41,8 @@ class EditRoutes:
     def page(self, limit: Limit = _PAGE, after: After = 0) -> dict[str, Any]:
         """List the edits with a higher id than `after`, by rising ids."""
         self._require_few(limit, "edits", "limit")
-        edits = self._memory.all(after)
-        found = [_told(edit) for edit in itertools.islice(edits, limit)]
-        return _list(found, has_more=next(edits, None) is not None)
+        found = self._memory.after(after, limit + 1)
+        return _list([_told(edit) for edit in found[:limit]], has_more=len(found) > limit)
 
     def get(self, edit: schemas.EditId) -> dict[str, Any]:
         """Get an edit."""
@@ -96,7 +94,7 @@ class EditRoutes:
 
     def export(self) -> Iterator[str]:
         """All edits as JSON lines, in the form that ``read_requests`` reads."""
-        edits = self._memory.all()  # here, where an error still has a status
+        edits = self._memory.after(0)  # here, where an error still has a status
         return (f"{json_line(one.request)}\n" for one in edits)
 
     def _require_few(
