@@ -154,6 +154,35 @@ def test_chats(url: str, plain: Any) -> None:
     assert answer.choices[0].edit == 3  # type: ignore[attr-defined]
 
 
+def test_an_answer_goes_back_as_the_client_has_it(url: str) -> None:
+    """With all the fields that it does not have, as null; and with what is the default."""
+    question = {"role": "user", "content": "Say hello."}
+    asked: dict[str, Any] = {
+        "model": "demo", "max_tokens": 3, "temperature": 0, "response_format": {"type": "text"},
+    }  # fmt: skip
+    chats = client(url).chat.completions
+    reply = chats.create(messages=[question], **asked).choices[0].message
+    again = chats.create(messages=[question, reply.model_dump(), question], **asked)
+    plain = {"role": "assistant", "content": reply.content}
+    assert again.choices == chats.create(messages=[question, plain, question], **asked).choices
+    assert "tool_calls" in reply.model_dump()
+
+
+def test_a_developer_is_the_system_under_another_name(url: str) -> None:
+    def answer(role: str) -> Any:
+        messages: list[Any] = [
+            {"role": role, "content": "Speak like a pirate."},
+            {"role": "user", "content": "Say hello."},
+        ]
+        return client(url).chat.completions.create(
+            model="demo", messages=messages, max_tokens=5, temperature=0
+        )
+
+    developer, system = answer("developer"), answer("system")
+    assert developer.usage == system.usage
+    assert developer.choices == system.choices
+
+
 def test_stop_texts_end_an_answer(url: str, plain: Any) -> None:
     text = greedy(plain, UNRELATED, 30)
     stop = text[20:23]
@@ -198,7 +227,7 @@ def test_edits_are_listed_found_exported_and_removed(url: str, tmp_path: Path) -
         assert "is not in the memory" in gone.json()["error"]["message"]
 
 
-BAD = [
+BAD: list[tuple[str, Any, str, str]] = [
     ("/v1/completions", {"prompt": []}, "prompt", "not empty"),
     ("/v1/completions", {"prompt": "a", "max_tokens": 301}, "max_tokens", "more than 300"),
     ("/v1/completions", {"prompt": "a", "n": 4}, "n", "more than 3"),
@@ -213,6 +242,38 @@ BAD = [
     ("/v1/completions", {"prompt": "a", "frequency_penalty": 1}, "frequency_penalty", "not supp"),
     ("/v1/completions", {"prompt": "a", "grammar": "x"}, "grammar", "not known"),
     ("/v1/chat/completions", {"messages": []}, "messages", "at least 1 item"),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "assistant", "content": "a", "tool_calls": []}]},
+        "messages",
+        "field 'messages.0.tool_calls': is not known",
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": None}]},
+        "messages",
+        "valid",
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "tool", "content": "a"}]},
+        "messages",
+        "should",
+    ),
+    *(
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "response_format": form},
+            "response_format",
+            "is not known",
+        )
+        for form in (
+            {"type": "json_object"},
+            {"type": "json_schema", "json_schema": {}},
+            {},
+            "text",
+        )
+    ),
     ("/v1/edits", [edit(0), {"prompt": "a b", "subject": "a"}], "target_new", "record 1, field"),
     ("/v1/edits", [edit(0), {**edit(1), "subject": "Oz"}], "subject", "record 1, field 'subject'"),
     ("/v1/edits", [edit(0)] * 51, "edits", "51 edits are more than 50"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from pathlib import Path
@@ -93,6 +94,40 @@ def test_pieces_of_bytes_are_the_text(prompt: str, text: str) -> None:
     made = TextPieces(tokenizer, before, ())
     found = [made.add(token) for token in whole[len(before) :]]
     assert "".join([*found, made.rest()]) == text
+
+
+@pytest.fixture(params=["byte-level", "letters and bytes"])
+def cutting(request: pytest.FixtureRequest, demo_model: Any) -> Any:
+    """A tokenizer whose tokens may be parts of characters."""
+    return demo_model[1] if request.param == "byte-level" else byte_tokenizer()
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Say:", "abc \ufffd", "abc \ufffd漢\ufffd\ufffd", "\ufffd" * 20]
+)
+@pytest.mark.parametrize(
+    "text", [" is bad", " x\ufffd", "\ufffd a \ufffd\ufffd b", "\ufffd漢" * 20]
+)
+def test_a_replacement_character_of_the_text_is_told(cutting: Any, prompt: str, text: str) -> None:
+    """It is no sign of a character that has not come whole, which reads the same."""
+    before, whole = (cutting(one)["input_ids"] for one in (prompt, prompt + text))
+    assert whole[: len(before)] == before
+    made = TextPieces(cutting, before, ())
+    found = [made.add(token) for token in whole[len(before) :]]
+    assert "".join([*found, made.rest()]) == text
+
+
+@pytest.mark.parametrize("before", ["x", "\ufffd", "漢", "\ufffd漢"])
+@pytest.mark.parametrize(
+    "character", ["\x80", "\u0800", "\ud7ff", "\uffff", "\U00010000", "\U0010ffff"]
+)
+def test_any_cut_character_is_left_out(cutting: Any, before: str, character: str) -> None:
+    start = cutting(before)["input_ids"]
+    whole = cutting(before + character)["input_ids"]
+    assert whole[: len(start)] == start
+    for end in range(len(start), len(whole)):
+        made = TextPieces(cutting, [], ())
+        assert "".join([*map(made.add, whole[:end]), made.rest()]) == before
 
 
 def draws(sampling: Sampling, logits: torch.Tensor, count: int) -> list[int]:
@@ -197,6 +232,45 @@ def test_loopback_names_are_let_in_without_a_token(host: str) -> None:
     for other in (f"{host}.evil.example", "evil.example", ""):
         with pytest.raises(ApiError, match="'Host'"):
             guard._admit({"headers": [(b"host", other.encode())]})
+
+
+def answered(headers: dict[str, str], body: bytes) -> int:
+    """The status by which a guard, or the app behind it, answers a body."""
+    sent: list[Any] = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["body"] == body
+        await send({"type": "http.response.start", "status": 200})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = {"host": "localhost", **headers}.items()
+    pairs = [(name.encode(), value.encode()) for name, value in given]
+    scope = {"type": "http", "path": "/v1/edits", "headers": pairs}
+    asyncio.run(Guard(app, limits=Limits(), token=None)(scope, receive, send))
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (None, 400),
+        ("text/plain", 400),
+        ("application/json-seq", 400),
+        ("text/plain; application/json", 400),
+        ("application/json", 200),
+        ("Application/JSON ; charset=utf-8", 200),
+    ],
+)
+def test_a_body_must_be_declared_as_json(kind: str | None, status: int) -> None:
+    """Whatever FastAPI makes of others: web pages send those without asking."""
+    headers = {} if kind is None else {"content-type": kind}
+    assert answered(headers, b"{}") == status
+    assert answered(headers, b"") == 200, "there is nothing to read"
 
 
 def test_a_turn_goes_to_who_waits() -> None:

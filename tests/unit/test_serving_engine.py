@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import queue
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -151,3 +152,21 @@ def test_draws_do_not_change_whole_answers(whole: Two) -> None:
         drawn = answers(engine, whole.tokenizer, [IN, IN, OUT, OUT], temperature=2.0)
     assert drawn[:2] == plain[:2]
     assert len({*drawn[2:], *plain[2:]}) == 3
+
+
+@pytest.mark.parametrize("who", ["model", "tokenizer"])
+def test_an_answer_ends_with_the_models_token_and_with_the_tokenizers(
+    whole: Two, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training and evaluation: base checkpoints name another one than the chat template."""
+    tokenizer = copy.deepcopy(whole.tokenizer)
+    ids = tokenizer(OUT, return_tensors="pt")
+    made = whole.base.generate(**ids, max_new_tokens=NEW, do_sample=False)[0].tolist()
+    made = made[ids["input_ids"].shape[1] :]
+    end = next(token for token in reversed(made) if token != made[0])
+    other = next(token for token in range(3, len(tokenizer)) if token not in made)
+    ends = {"model": other, "tokenizer": other, who: end}
+    monkeypatch.setattr(whole.base.generation_config, "eos_token_id", ends["model"])
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends["tokenizer"])
+    with running(whole.model, tokenizer, whole.router.edits) as engine:
+        assert answers(engine, tokenizer, [OUT]) == [tokenizer.decode(made[: made.index(end)])]

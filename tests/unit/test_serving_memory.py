@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.memory import EditMemory, Nearest
 from easyedit_fast.serac.routing import Router
 from easyedit_fast.serac.scope import Scope
-from easyedit_fast.serac.store import SqliteStore
+from easyedit_fast.serac.store import SqliteStore, StoredEdit
 from easyedit_fast.serving.memory import SharedMemory
 from tests.unit.test_serac_memory import WordEncoder
 from tests.unit.test_serac_memory import request as edit
@@ -31,6 +31,9 @@ class NoContext:
 
     def context(self, _: Any) -> list[int]:
         return []
+
+    def refuse_too_long(self, _: Any) -> None:
+        pass
 
 
 class WordScope(WordEncoder):
@@ -196,4 +199,33 @@ def test_what_was_added_is_told_though_it_was_removed_at_once() -> None:
     assert [gone.id, kept.id] == [1, 2]
     assert [gone.request, kept.request] == [edit(0), edit(1)]
     assert dt.datetime.fromisoformat(gone.added) >= dt.datetime.fromisoformat(kept.added)
-    assert [one.id for one in memory.all()] == [2]
+    assert [one.id for one in memory.after(0)] == [2]
+
+
+class SeenEdits(list[StoredEdit]):
+    """Edits that tell how many of them were looked at."""
+
+    seen = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        self.seen += 1
+        return super().__getitem__(place)
+
+    def __iter__(self) -> Iterator[StoredEdit]:
+        self.seen += len(self)
+        return super().__iter__()
+
+
+def test_a_page_looks_at_its_own_edits() -> None:
+    """Others are routed under the same lock, so a page is not to cost as much as the memory."""
+    memory = shared(WordScope(), 200)
+    for gone in (3, 150, 151, 200):  # the last one goes into the place of each
+        memory.remove(gone)
+    inner: Any = memory._router.memory
+    inner._edits = edits = SeenEdits(inner._edits)
+    assert [one.id for one in memory.after(147, 4)] == [148, 149, 152, 153]
+    assert edits.seen == 4
+    ids = [number for number in range(1, 200) if number not in (3, 150, 151)]
+    assert [one.id for one in memory.after(0)] == ids
+    assert [one.id for one in inner] == ids
+    assert memory.after(199) == memory.after(10**9, 5) == []

@@ -1,4 +1,4 @@
-"""Prompts that a server reads: empty ones."""
+"""Prompts that a server reads: empty ones, and roles of messages."""
 
 from __future__ import annotations
 
@@ -26,3 +26,20 @@ def test_an_empty_prompt_is_refused_where_nothing_begins_a_text(demo_model: Any)
     with pytest.raises(ApiError, match=r"field 'prompts' is empty, .*; give a text") as caught:
         reader.tokens("", "prompts")
     assert (caught.value.status, caught.value.param) == (400, "prompts")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_developer_keeps_the_name_that_a_template_knows(known: bool) -> None:
+    tokenizer = tiny_tokenizer(["a b"])
+    names = "'developer', 'system'" if known else "'system'"
+    tokenizer.chat_template = (
+        "{% for one in messages %}{% if one.role not in ["
+        + names
+        + ", 'user'] %}{{ raise_exception('no such role') }}{% endif %}"
+        "{{ one.role }}: {{ one.content }} {% endfor %}"
+    )
+    reader = PromptReader(tiny_model("llama"), tokenizer, Limits())
+    messages = [{"role": "developer", "content": "a"}, {"role": "user", "content": "b"}]
+    role = "developer" if known else "system"
+    assert reader.text(reader.conversation(messages)) == f"{role}: a user: b "
+    assert messages[0]["role"] == "developer"

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -26,6 +27,7 @@ from easyedit_fast.errors import (
 )
 from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.architectures import Architecture, block
+from easyedit_fast.models.limits import context_length, refuse_long_rows
 from easyedit_fast.serac.plain_state import keep_plain_state
 
 if TYPE_CHECKING:
@@ -93,6 +95,19 @@ class CounterfactualAdapter:
     def context(self, request: EditRequest) -> list[int]:
         """The tokens that go before a query, without special ones."""
         return edit_context(self.tokenizer, request)
+
+    def refuse_too_long(self, requests: Sequence[EditRequest]) -> None:
+        """Refuses edits that cannot answer their own prompts.
+
+        Raises:
+            RequestError: The model cannot read a request's prompt after its edit; it is named.
+        """
+        texts = [f"{request.prompt} {request.target_new}" for request in requests]
+        alone = self.tokenizer(texts)["input_ids"]
+        contexts = [self.context(request) for request in requests]
+        lengths = [len(own) + len(one) for own, one in zip(alone, contexts, strict=True)]
+        limit = context_length(self.model)
+        refuse_long_rows(np.array(lengths), np.arange(len(lengths)), limit, "its edit as context")
 
     def remove(self) -> None:
         """Takes the adapter out; the model is as before, and this object of no more use."""

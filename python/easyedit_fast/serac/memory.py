@@ -142,8 +142,15 @@ class EditMemory:
 
     def __iter__(self) -> Iterator[StoredEdit]:
         """The edits by rising ids."""
+        return iter(self.after(0))
+
+    def after(self, id_: int, count: int | None = None) -> list[StoredEdit]:
+        """The first edits with a higher id, by rising ids; all of them without a count."""
         with self._lock:
-            return iter(sorted(self._edits, key=lambda edit: edit.id))
+            ids = list(self._places)  # rising: an edit that moves to another place stays here
+            first = bisect.bisect_right(ids, id_)
+            last = None if count is None else first + count
+            return [self._edits[self._places[found]] for found in ids[first:last]]
 
     def add(self, requests: Requests) -> list[int]:
         """Adds edits, all or none, and gives their ids; on return they outlive the process.

@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
 from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
-from easyedit_fast.models.limits import context_length, refuse_long_rows
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.edit import MemoryEdit
 from easyedit_fast.serac.editor_files import load_editor, read_editor, shipped_editor
@@ -168,17 +165,9 @@ class Serac:
         """
         if not requests:
             return []
-        self._refuse_too_long(requests)
+        self._adapter.refuse_too_long(requests)
         shares = [[request] for request in requests] if isolated else [list(requests)]
         return [MemoryEdit(self.memory, requests=share, **about) for share in shares]
-
-    def _refuse_too_long(self, requests: Sequence[EditRequest]) -> None:
-        texts = [f"{request.prompt} {request.target_new}" for request in requests]
-        alone = self._adapter.tokenizer(texts)["input_ids"]
-        contexts = [self._adapter.context(request) for request in requests]
-        lengths = [len(own) + len(one) for own, one in zip(alone, contexts, strict=True)]
-        limit = context_length(self._adapter.model)
-        refuse_long_rows(np.array(lengths), np.arange(len(lengths)), limit, "its edit as context")
 
     def routing(self, alone: Sequence[EditRequest] | None = None) -> SeracRouting:
         """How prompts are routed: by the memory, or each by its own request's edit alone.

@@ -102,7 +102,7 @@ def _add_completions(app: "FastAPI", completions: Completions) -> None:
         return await answered(body, request)
 
     async def chat(body: schemas.ChatRequest, request: Request) -> Response:
-        """Answer a conversation; the last user message tells the edit, if any."""
+        """Answer a conversation; the user message that ends it tells the edit, if any."""
         return await answered(body, request)
 
     for path, handler, model in (
@@ -228,7 +228,7 @@ def _invalid(errors: Sequence[Any], advice: Mapping[str, str]) -> ApiError:
         if field is not None and field in advice and not speaks:
             inner, reason = [field], advice[field]
         else:
-            reason = _reason(error, inside=bool(names) or record is not None)
+            reason = _reason(error)
         if inner:
             where.append(f"field {'.'.join(inner)!r}")
         first = first or field
@@ -239,7 +239,7 @@ def _invalid(errors: Sequence[Any], advice: Mapping[str, str]) -> ApiError:
     return ApiError(400, "; ".join(told), param=first)
 
 
-def _reason(error: Any, *, inside: bool) -> str:
+def _reason(error: Any) -> str:
     """What is said of an error, in the body's fields or of the body itself."""
     if error["type"] == "missing":
         return "is missing; add it"
@@ -248,7 +248,6 @@ def _reason(error: Any, *, inside: bool) -> str:
     if error["type"] == "json_invalid":
         return f"is no JSON ({error.get('ctx', {}).get('error', '')}); send a JSON object"
     if error["type"] == "model_attributes_type":
-        header = "" if inside else ", sent with the header 'content-type: application/json'"
-        return f"must be a JSON object{header}"
+        return "must be a JSON object"
     text = str(error["msg"])
     return text[:1].lower() + text[1:]

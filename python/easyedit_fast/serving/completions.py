@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from easyedit_fast.serving.errors import ApiError, api_error
+from easyedit_fast.serving.prompts import is_one_prompt
 from easyedit_fast.serving.rows import Sampling, Told
 from easyedit_fast.serving.running import Receive, Running, unless_gone
 from easyedit_fast.serving.schemas import ChatRequest, CompletionRequest, Sampled
@@ -123,7 +124,8 @@ class Completions:
 
     def _read(self, request: CompletionRequest) -> tuple[list[list[int]], list[str]]:
         """Tokens of the prompts, and what goes before the answers to each."""
-        given = _several(request.prompt)
+        asked = request.prompt
+        given: list[Any] = [asked] if is_one_prompt(asked) else list(asked)
         self._require("prompt", len(given), self._limits.prompts, "prompts")
         prompts = [self._prompts.tokens(prompt) for prompt in given]
         if not request.echo:
@@ -149,13 +151,6 @@ class Completions:
             "created": int(time.time()),
             "model": self.model,
         }
-
-
-def _several(prompt: Any) -> list[Any]:
-    """The prompts, whichever of its four forms the field has."""
-    if isinstance(prompt, str) or isinstance(prompt[0], int):
-        return [prompt]
-    return list(prompt)
 
 
 def _sampling(request: Sampled, room: int) -> Sampling:

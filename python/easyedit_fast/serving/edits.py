@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from easyedit_fast.errors import EditStateError
 from easyedit_fast.serac.store import json_line
 from easyedit_fast.serving import schemas
 from easyedit_fast.serving.errors import ApiError
+from easyedit_fast.serving.prompts import is_one_prompt
 
 if TYPE_CHECKING:
     from easyedit_fast.serac.store import StoredEdit
@@ -41,9 +41,8 @@ class EditRoutes:
     def page(self, limit: Limit = _PAGE, after: After = 0) -> dict[str, Any]:
         """List the edits with a higher id than `after`, by rising ids."""
         self._require_few(limit, "edits", "limit")
-        edits = self._memory.all(after)
-        found = [_told(edit) for edit in itertools.islice(edits, limit)]
-        return _list(found, has_more=next(edits, None) is not None)
+        found = self._memory.after(after, limit + 1)
+        return _list([_told(edit) for edit in found[:limit]], has_more=len(found) > limit)
 
     def get(self, edit: schemas.EditId) -> dict[str, Any]:
         """Get an edit."""
@@ -84,7 +83,7 @@ class EditRoutes:
 
     def _query(self, prompt: schemas.RoutedPrompt) -> str:
         """What is routed of a prompt, as a completion or chat would route it."""
-        if isinstance(prompt, str) or isinstance(prompt[0], int):
+        if is_one_prompt(prompt):
             return self._prompts.query(self._prompts.tokens(prompt, "prompts"))
         return self._asked(prompt, "prompts")
 
@@ -95,7 +94,7 @@ class EditRoutes:
 
     def export(self) -> Iterator[str]:
         """All edits as JSON lines, in the form that ``read_requests`` reads."""
-        edits = self._memory.all()  # here, where an error still has a status
+        edits = self._memory.after(0)  # here, where an error still has a status
         return (f"{json_line(one.request)}\n" for one in edits)
 
     def _require_few(

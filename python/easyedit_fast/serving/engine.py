@@ -7,12 +7,13 @@ import logging
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from easyedit_fast.errors import ModelError
+from easyedit_fast.models.generation import end_ids
 from easyedit_fast.models.limits import context_length
 from easyedit_fast.models.memory import is_out_of_memory, make_room_after, out_of_memory
 from easyedit_fast.serac.whole_answers import WholeAnswersModel
@@ -51,7 +52,7 @@ class Engine:
         self._longest, self._longest_edited = (
             math.inf if one is None else one for one in limits_of
         )
-        self._ends = _ends(model.generation_config, tokenizer)
+        self._ends = frozenset(end_ids(model.base, tokenizer))
         self._waiting: collections.deque[Row] = collections.deque()
         self._running: list[Row] = []
         self._changed = threading.Condition()
@@ -231,10 +232,3 @@ def _too_long(row: Row, size: int, limit: int) -> ApiError:
         f"most, new ones included; shorten it{remedy}",
         code="context_length_exceeded",
     )
-
-
-def _ends(config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a text."""
-    named = getattr(config, "eos_token_id", None)
-    named = tokenizer.eos_token_id if named is None else named
-    return frozenset(named if isinstance(named, list) else [] if named is None else [named])

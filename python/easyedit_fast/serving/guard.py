@@ -1,4 +1,4 @@
-"""What a request passes before it is looked at: token, host, size, and how many there are."""
+"""What a request passes before it is looked at: token, host, size, type, and how many there are."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Guard:
             self._require_room()
             self._inside += 1
             counted = True
-            receive = await self._whole(scope, receive)
+            body = await self._whole(scope, receive)
+            _require_json(scope, body)
+            receive = _anew(body, receive)
         except ApiError as error:
             await _refuse(error, send)
         else:
@@ -88,25 +90,19 @@ class Guard:
                 code="too_many_requests",
             )
 
-    async def _whole(self, scope: Scope, receive: Receive) -> Receive:
-        """Reads the body, and gives a `receive` that tells it anew."""
+    async def _whole(self, scope: Scope, receive: Receive) -> bytes:
+        """Reads the body."""
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._limits.body_bytes:
             raise self._too_large()
         try:
-            body = await asyncio.wait_for(self._body(receive), self._limits.body_seconds)
+            return await asyncio.wait_for(self._body(receive), self._limits.body_seconds)
         except asyncio.TimeoutError:
             raise ApiError(
                 408,
                 f"the body has not come within {self._limits.body_seconds:g} seconds; send it "
                 "again",
             ) from None
-        waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def again() -> MutableMapping[str, Any]:
-            return waiting.pop() if waiting else await receive()
-
-        return again
 
     async def _body(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
@@ -129,6 +125,27 @@ class Guard:
             "less at a time",
             code="body_too_large",
         )
+
+
+def _require_json(scope: Scope, body: bytes) -> None:
+    """A web page can send a body of another type, or of none, without asking the server first."""
+    kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0]
+    if body and kind.strip().lower() != b"application/json":
+        raise ApiError(
+            400,
+            "the body: must be a JSON object, sent with the header 'content-type: "
+            "application/json'",
+        )
+
+
+def _anew(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that tells a body which was read."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> MutableMapping[str, Any]:
+        return waiting.pop() if waiting else await receive()
+
+    return again
 
 
 async def _refuse(error: ApiError, send: Send) -> None:

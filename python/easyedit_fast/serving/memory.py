@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -134,6 +133,7 @@ class SharedMemory:
                     record=place,
                     field="prompt",
                 )
+        self._adapter.refuse_too_long(requests)
         ids = self._router.memory.add(requests)
         return [self._added(*pair) for pair in zip(ids, requests, strict=True)]
 
@@ -163,10 +163,10 @@ class SharedMemory:
         self._router.memory.refresh()
         return self._router.memory.get(id_)
 
-    def all(self, after: int = 0) -> Iterator[StoredEdit]:
-        """The edits with a higher id, by rising ids."""
+    def after(self, id_: int, count: int | None = None) -> list[StoredEdit]:
+        """The first edits with a higher id, by rising ids; all of them without a count."""
         self._router.memory.refresh()
-        return itertools.dropwhile(lambda edit: edit.id <= after, self._router.memory)
+        return self._router.memory.after(id_, count)
 
     def search(self, prompt: str, count: int) -> list[tuple[StoredEdit, float | None]]:
         """The edits whose scope a prompt is most likely in, and their similarities.

@@ -19,10 +19,16 @@ from easyedit_fast.serving.errors import ApiError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import TypeIs
 
     from easyedit_fast.serving.limits import Limits
 
 Prompt = str | Sequence[int]
+
+
+def is_one_prompt(given: Any) -> TypeIs[str | list[int]]:
+    """Whether a field holds a text or token ids, and not several of them or messages."""
+    return isinstance(given, str) or isinstance(given[0], int)
 
 
 class PromptReader:
@@ -72,13 +78,16 @@ class PromptReader:
         Raises:
             ApiError: There is no template, or it refuses the messages; and as `tokens`.
         """
-        if not getattr(self._tokenizer, "chat_template", None):
+        template = getattr(self._tokenizer, "chat_template", None)
+        if not template:
             raise ApiError(
                 400,
                 f"field {field!r}: the model's tokenizer has no chat template; use texts, and "
                 "/v1/completions",
                 param=field,
             )
+        if "developer" not in str(template):
+            messages = [_as_system(one) for one in messages]
         try:
             with self._lock:
                 text = self._tokenizer.apply_chat_template(
@@ -92,7 +101,7 @@ class PromptReader:
         return self._checked(self._encoded(str(text), add_special_tokens=False), field)
 
     def query(self, tokens: Sequence[int]) -> str:
-        """What is routed of a prompt: the last user message of a conversation, or all of a text."""
+        """What is routed of a prompt: the user message that ends a conversation, or all of it."""
         return self._queries.read(tokens).text
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -161,3 +170,8 @@ class PromptReader:
                 code="context_length_exceeded",
             )
         return tokens
+
+
+def _as_system(message: dict[str, str]) -> dict[str, str]:
+    """A developer's message as a system message, which it is under another name."""
+    return {**message, "role": "system"} if message["role"] == "developer" else message

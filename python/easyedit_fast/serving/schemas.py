@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -32,6 +40,7 @@ Token = Annotated[int, Field(ge=0)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 One = Annotated[int, Field(ge=1, le=1)]
 EditId = Annotated[int, Field(ge=1, lt=1 << 63)]
+PlainText = Annotated[dict[Literal["type"], Literal["text"]], Field(min_length=1)]
 
 ADVICE = {
     "prompt": "must be a text, texts, token ids, or lists of token ids, and not empty",
@@ -44,6 +53,7 @@ ADVICE = {
     "logprobs": "is not supported; leave it out",
     "top_logprobs": "is not supported; leave it out",
     "logit_bias": "is not supported; leave it out",
+    "response_format": "is not known or not supported; leave it out",
 }
 """What is said of a field that cannot be used, of all requests but edits."""
 
@@ -102,9 +112,18 @@ class TextPart(Strict):
 class Message(Strict):
     """A turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: AnyText | Items[TextPart]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Leaves out what says nothing, such as the `tool_calls` of an answer that made none."""
+        if not isinstance(given, dict):
+            return given
+        known = cls.model_fields
+        return {name: own for name, own in given.items() if own is not None or name in known}
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""
@@ -121,6 +140,7 @@ class ChatRequest(Sampled):
     max_completion_tokens: Count | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: None = None
+    response_format: PlainText | None = None
 
 
 class Probes(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,13 @@ _LONGEST_LEAD = 16
 
 _WINDOW = 32
 _CUT = "�"
+"""What a cut character reads as; a text may hold it too."""
+
+_LATER = (("<0x80>", "Ģ"), ("<0xA0>", "ł"))
+"""Bytes of which one may follow any beginning of a character, as vocabularies name them."""
+
+_MOST_MISSING = 3
+"""Bytes that complete a character of which there is one."""
 
 
 class TextPieces:
@@ -42,14 +50,14 @@ class TextPieces:
         self._tokenizer = tokenizer
         self._stops = stops
         self._window = self._lead(prompt) or list(prompt[-_LEAD:])
-        self._read = len(self._decoded(self._window).rstrip(_CUT))
+        self._read = len(self._whole(self._decoded(self._window)))
         self._held = ""
 
     def add(self, token: int) -> str:
         """Takes a token; gives the text that is sure by now, which may be empty."""
         self._window.append(token)
         text = self._decoded(self._window)
-        whole = text.rstrip(_CUT)
+        whole = self._whole(text)
         self._held += whole[self._read :]
         self._read = max(self._read, len(whole))
         if len(self._window) > _WINDOW and whole == text:
@@ -83,6 +91,30 @@ class TextPieces:
             if not self._decoded(lead).startswith(_CUT):
                 return lead
         return None
+
+    def _whole(self, text: str) -> str:
+        """The window's text without a character at its end that more tokens would complete."""
+        if not text.endswith(_CUT):
+            return text
+        if not self._completions:
+            return text.rstrip(_CUT)
+        completed = (self._decoded([*self._window, *ids]) for ids in self._completions)
+        # Where tokens are bytes, the cut character has spoiled those before it in a row.
+        return next((one[:-1] for one in completed if not one.endswith(_CUT)), text)
+
+    @functools.cached_property
+    def _completions(self) -> list[list[int]]:
+        """Tokens of bytes of which some complete any character; none where they are not known."""
+        ids = [id_ for names in _LATER for id_ in self._bytes(names)]
+        if len(ids) < len(_LATER):
+            return []
+        return [[id_, *ids[:1] * more] for more in range(_MOST_MISSING) for id_ in ids]
+
+    def _bytes(self, names: Sequence[str]) -> list[int]:
+        """The token of a byte, which alone reads as a cut character; a letter may have its name."""
+        ids = [self._tokenizer.convert_tokens_to_ids(name) for name in names]
+        known = [id_ for id_ in ids if isinstance(id_, int)]
+        return [id_ for id_ in known if self._decoded([id_]) == _CUT][:1]
 
     def _decoded(self, tokens: list[int]) -> str:
         text = self._tokenizer.decode(
