@@ -227,6 +227,16 @@ def test_edits_are_listed_found_exported_and_removed(url: str, tmp_path: Path) -
         assert "is not in the memory" in gone.json()["error"]["message"]
 
 
+def test_of_two_edits_of_a_prompt_the_first_is_told_to_hold_no_more(url: str) -> None:
+    pair = [edit(9), {**edit(9), "target_new": "Town 10"}]
+    with httpx.Client(base_url=url) as http:
+        first, second = http.post("/v1/edits", json=pair).json()["data"]
+        assert (first["superseded_by"], second["superseded_by"]) == (second["id"], None)
+        http.delete(f"/v1/edits/{second['id']}")
+        assert http.get(f"/v1/edits/{first['id']}").json()["superseded_by"] is None
+        http.delete(f"/v1/edits/{first['id']}")
+
+
 BAD: list[tuple[str, Any, str, str]] = [
     ("/v1/completions", {"prompt": []}, "prompt", "not empty"),
     ("/v1/completions", {"prompt": "a", "max_tokens": 301}, "max_tokens", "more than 300"),

@@ -188,6 +188,12 @@ class EditMemory:
                 )
             return self._edits[place]
 
+    def holder(self, id_: int) -> int:
+        """The edit that holds for the prompt of one: itself, or the newest of the same prompt."""
+        with self._lock:
+            place = self._places.get(id_)
+            return id_ if place is None else self._of_prompt[self._readings[place]][-1]
+
     def superseded(self, ids: Iterable[int]) -> list[int]:
         """The edits that held until those with some ids were added, for the same prompts."""
         found: list[int] = []
@@ -280,8 +286,8 @@ class EditMemory:
         row = edit.embedding
         if edit.encoder != self._fingerprint or row is None or len(row) != self.encoder.size:
             raise EditStateError(
-                f"edit {edit.id} was embedded by the encoder {edit.encoder}, and this one is "
-                f"{self._fingerprint}; {ENCODER_REMEDY}"
+                f"edit {edit.id} was embedded by the encoder {edit.encoder[:12]}, and this one is "
+                f"{self._fingerprint[:12]}; {ENCODER_REMEDY}"
             )
         self._places[edit.id] = len(self._edits)
         self._edits.append(dataclasses.replace(edit, embedding=None))

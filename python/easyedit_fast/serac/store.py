@@ -221,8 +221,8 @@ class SqliteStore:
         left = "SELECT id FROM edits WHERE id NOT IN (SELECT edit FROM removals) LIMIT 1"
         if self._rows(left):
             raise EditStateError(
-                f"the edits in {self._path} were embedded by the encoder {found[0][0]}, and this "
-                f"one is {encoder}; nothing was added; {ENCODER_REMEDY}"
+                f"the edits in {self._path} were embedded by the encoder {found[0][0][:12]}, and "
+                f"this one is {encoder[:12]}; nothing was added; {ENCODER_REMEDY}"
             )
 
     def export(self, path: str | os.PathLike[str]) -> None:

@@ -36,18 +36,18 @@ class EditRoutes:
         given = body if isinstance(body, list) else [body]
         self._require_few(len(given), "edits")
         records = [one.model_dump(exclude_none=True) for one in given]
-        return _list([_told(edit) for edit in self._memory.add(records)])
+        return _list([self._told(edit) for edit in self._memory.add(records)])
 
     def page(self, limit: Limit = _PAGE, after: After = 0) -> dict[str, Any]:
         """List the edits with a higher id than `after`, by rising ids."""
         self._require_few(limit, "edits", "limit")
         found = self._memory.after(after, limit + 1)
-        return _list([_told(edit) for edit in found[:limit]], has_more=len(found) > limit)
+        return _list([self._told(edit) for edit in found[:limit]], has_more=len(found) > limit)
 
     def get(self, edit: schemas.EditId) -> dict[str, Any]:
         """Get an edit."""
         try:
-            return _told(self._memory.get(edit))
+            return self._told(self._memory.get(edit))
         except EditStateError:
             raise _not_there(edit) from None
 
@@ -66,7 +66,7 @@ class EditRoutes:
         """
         self._require_few(body.limit, "edits", "limit")
         found = self._memory.search(body.prompt, body.limit)
-        return _list([{**_told(edit), "similarity": value} for edit, value in found])
+        return _list([{**self._told(edit), "similarity": value} for edit, value in found])
 
     def route(self, body: schemas.RouteRequest) -> dict[str, Any]:
         """Tell which edit answers each prompt, or a conversation; null: the base model does."""
@@ -97,6 +97,11 @@ class EditRoutes:
         edits = self._memory.after(0)  # here, where an error still has a status
         return (f"{json_line(one.request)}\n" for one in edits)
 
+    def _told(self, edit: StoredEdit) -> dict[str, Any]:
+        own = {"id": edit.id, "object": "edit", "added": edit.added, **edit.request.to_dict()}
+        holder = self._memory.holder(edit.id)
+        return {**own, "superseded_by": None if holder == edit.id else holder}
+
     def _require_few(
         self, count: int, what: str, param: str | None = None, most: int | None = None
     ) -> None:
@@ -107,10 +112,6 @@ class EditRoutes:
                 f"{count} {what} are more than {most}, this server's most; ask for fewer at a time",
                 param=param or what,
             )
-
-
-def _told(edit: StoredEdit) -> dict[str, Any]:
-    return {"id": edit.id, "object": "edit", "added": edit.added, **edit.request.to_dict()}
 
 
 def _list(data: list[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:

@@ -146,6 +146,10 @@ class SharedMemory:
             now = dt.datetime.now(dt.timezone.utc).isoformat(timespec="milliseconds")
             return StoredEdit(id_, request, None, memory.encoder.fingerprint, now)
 
+    def holder(self, id_: int) -> int:
+        """The edit that holds for the prompt of one: itself, or the newest of the same prompt."""
+        return self._router.memory.holder(id_)
+
     def remove(self, id_: int) -> None:
         """Takes an edit out.
 

@@ -209,7 +209,7 @@ RouteRequest = Annotated[
 
 
 class Edit(BaseModel):
-    """An edit of the memory."""
+    """An edit of the memory; of several for the same prompt the newest holds."""
 
     id: int
     object: Literal["edit"]
@@ -221,6 +221,7 @@ class Edit(BaseModel):
     rephrase_prompt: list[str]
     locality: dict[str, Probes]
     portability: dict[str, Probes]
+    superseded_by: int | None
     similarity: float | None = None
 
 
