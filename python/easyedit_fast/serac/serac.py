@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.files import digest
 from easyedit_fast.hparams import Hparams
 from easyedit_fast.models.adapters import refuse_adapters
@@ -179,7 +180,8 @@ class Serac:
 
     def _refuse_too_long(self, requests: Sequence[EditRequest]) -> None:
         texts = [f"{request.prompt} {request.target_new}" for request in requests]
-        alone = self._adapter.tokenizer(texts)["input_ids"]
+        tokenizer = RequestTokenizer.from_transformers(self._adapter.tokenizer)
+        alone = tokenizer.encode_prompts(texts)
         contexts = [self._adapter.context(request) for request in requests]
         lengths = [len(own) + len(one) for own, one in zip(alone, contexts, strict=True)]
         limit = context_length(self._adapter.model)
