@@ -33,9 +33,10 @@ class Probe:
 class EditRequest:
     """One fact to edit.
 
-    ``prompt`` holds the subject literally, or exactly one ``{}``, which the subject fills. Where
-    the subject occurs more than once, the last occurrence that stands as a word of its own is
-    the one edited (the last occurrence at all where none does).
+    ``prompt`` holds the subject literally, or exactly one ``{}``, which the subject fills; a
+    subject with ``{}`` in it fills that only where it does not stand in the prompt. Where the
+    subject occurs more than once, the last occurrence that stands as a word of its own is the one
+    edited (the last occurrence at all where none does).
 
     White space at the end of the prompts is dropped, for one space goes before every answer.
 
@@ -69,8 +70,10 @@ class EditRequest:
     def __post_init__(self) -> None:
         for name in ("prompt", "subject", "target_new"):
             _require_text(getattr(self, name), name)
-        if self.ground_truth is not None and not isinstance(self.ground_truth, str):
-            raise RequestError("must be a text or None", field="ground_truth")
+        if self.ground_truth is not None:
+            if not isinstance(self.ground_truth, str):
+                raise RequestError("must be a text or None", field="ground_truth")
+            _require_characters(self.ground_truth, "ground_truth")
         prompt, start = fill_prompt(self.prompt, self.subject)
         settle = object.__setattr__
         settle(self, "prompt", prompt.rstrip())
@@ -94,14 +97,11 @@ class EditRequest:
     def to_dict(self) -> dict[str, Any]:
         """The request as plain JSON values, in the form that `from_dict` and the loader read.
 
-        The prompt holds ``{}`` in place of the subject where another occurrence would be taken
-        for the edited one.
+        The prompt holds ``{}`` in place of the subject where it could be misread: where another
+        occurrence would be taken for the edited one, or where ``{}`` is part of it.
         """
-        start, end = self.subject_span
-        found = _last_occurrence(self.prompt, self.subject) == start
-        template = f"{self.prompt[:start]}{_PLACE_HOLDER}{self.prompt[end:]}"
         record: dict[str, Any] = {
-            "prompt": self.prompt if found else template,
+            "prompt": self._unmistakable_prompt(),
             "subject": self.subject,
             "target_new": self.target_new,
             "ground_truth": self.ground_truth,
@@ -116,6 +116,13 @@ class EditRequest:
                 for key, probes in getattr(self, section).items()
             }
         return record
+
+    def _unmistakable_prompt(self) -> str:
+        start, end = self.subject_span
+        is_last = _last_occurrence(self.prompt, self.subject) == start
+        template = f"{self.prompt[:start]}{_PLACE_HOLDER}{self.prompt[end:]}"
+        is_plain = _PLACE_HOLDER not in self.prompt and is_last
+        return self.prompt if is_plain or not _is_filled(template, self.subject) else template
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> EditRequest:
@@ -137,19 +144,21 @@ class EditRequest:
 def fill_prompt(prompt: str, subject: str) -> tuple[str, int]:
     """Fills ``{}`` with the subject, or finds the subject in the prompt.
 
+    A subject that holds ``{}`` itself and stands in the prompt has filled it.
+
     Returns:
         The prompt with the subject in it, and the character offset of the edited occurrence.
 
     Raises:
         RequestError: There is more than one ``{}``, or neither it nor the subject.
     """
-    fills = prompt.count(_PLACE_HOLDER)
-    if fills == 1:
+    if _is_filled(prompt, subject):
         start = prompt.index(_PLACE_HOLDER)
         return prompt.replace(_PLACE_HOLDER, subject), start
     start = _last_occurrence(prompt, subject)
     if start >= 0:
         return prompt, start
+    fills = prompt.count(_PLACE_HOLDER)
     if fills > 1:
         raise RequestError(f"has {fills} '{{}}'; the subject can fill only one", field="prompt")
     raise RequestError(
@@ -157,6 +166,12 @@ def fill_prompt(prompt: str, subject: str) -> tuple[str, int]:
         "write the subject there literally, or '{}' in its place",
         field="subject",
     )
+
+
+def _is_filled(prompt: str, subject: str) -> bool:
+    """Whether the subject goes in the place of ``{}``."""
+    is_literal = _PLACE_HOLDER in subject and subject in prompt
+    return prompt.count(_PLACE_HOLDER) == 1 and not is_literal
 
 
 def contradictions(
@@ -203,12 +218,25 @@ def _last_occurrence(text: str, part: str) -> int:
 def _require_text(value: object, field: str) -> None:
     if not isinstance(value, str):
         raise RequestError(f"must be a text, not {type(value).__name__}", field=field)
+    _require_characters(value, field)
     if not value.strip():
         raise RequestError("is empty; give a text", field=field)
 
 
+def _require_characters(value: str, field: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RequestError(
+            "is no valid text: it holds half of a surrogate pair; give whole characters",
+            field=field,
+        ) from None
+
+
 def _texts(value: object, field: str) -> tuple[str, ...]:
-    texts = (text.rstrip() for text in _entries(value, field) if text is not None)
+    texts = [text.rstrip() for text in _entries(value, field) if text is not None]
+    for text in texts:
+        _require_characters(text, field)
     return tuple(text for text in texts if text)
 
 
@@ -233,7 +261,14 @@ def _probes(value: object, field: str) -> dict[str, tuple[Probe, ...]]:
             "must map a name to {'prompt': …, 'ground_truth': …}, as EasyEdit writes it",
             field=field,
         )
-    return {str(key): tuple(_section(entry, f"{field}.{key}")) for key, entry in value.items()}
+    found: dict[str, tuple[Probe, ...]] = {}
+    for key, entry in value.items():
+        _require_characters(str(key), field)
+        found[str(key)] = tuple(_section(entry, f"{field}.{key}"))
+        for probe in found[str(key)]:
+            _require_characters(probe.prompt, f"{field}.{key}.prompt")
+            _require_characters(probe.ground_truth or "", f"{field}.{key}.ground_truth")
+    return found
 
 
 def _section(entry: object, field: str) -> Iterable[Probe]:

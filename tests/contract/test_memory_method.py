@@ -26,6 +26,7 @@ from easyedit_fast.serac import SqliteStore
 from easyedit_fast.serac.graph import GRAPH_FROM
 from tests.contract.states import assert_state, state_of
 from tests.contract.test_methods import REQUESTS
+from tests.unit.tiny_models import ending
 
 FACT = REQUESTS[0]
 OTHER = "The opposite of hot is"
@@ -254,6 +255,19 @@ def test_without_scores_too_an_edit_fits_its_own_prompt(
     skipped = editor.edit([FACT, LONG], evaluate=False, on_error="skip")
     assert list(skipped.failures) == [1]
     assert [edit.request for edit in editor.method.memory] == [FACT]
+
+
+def test_an_eos_after_every_text_takes_no_room(
+    editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = editor.tokenizer(f"{FACT.prompt} {FACT.target_new}")["input_ids"]
+    needed = len(whole) + len(editor.method._adapter.context(FACT))
+    monkeypatch.setattr(editor.method._adapter, "tokenizer", ending(editor.tokenizer))
+    monkeypatch.setattr(editor.method.base.config, "max_position_embeddings", needed)
+    editor.edit(FACT, evaluate=False)
+    monkeypatch.setattr(editor.method.base.config, "max_position_embeddings", needed - 1)
+    with pytest.raises(RequestError, match="with its edit as context"):
+        editor.edit(FACT, evaluate=False)
 
 
 def test_fluency_stays_within_what_the_model_reads(

@@ -11,7 +11,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-def write_encoder(folder: Path, *, seed: int = 0, other_vocabulary: bool = False) -> None:
+def write_encoder(
+    folder: Path, *, seed: int = 0, other_vocabulary: bool = False, padding_side: str = "right"
+) -> None:
     """Writes a BERT of two layers that reads single characters."""
     characters = [chr(code) for code in range(32, 127)]
     if other_vocabulary:
@@ -29,6 +31,7 @@ def write_encoder(folder: Path, *, seed: int = 0, other_vocabulary: bool = False
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        padding_side=padding_side,
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)

@@ -116,6 +116,18 @@ def test_what_a_request_writes_is_read_back(tmp_path):
     assert requests.skipped == []
 
 
+@pytest.mark.parametrize("prompt", ["In Go, {} is an alias", "In Go, interface{} is an alias"])
+def test_a_subject_with_braces_is_read_back(tmp_path, prompt):
+    request = EditRequest(prompt, "interface{}", "any")
+    assert request.prompt == "In Go, interface{} is an alias"
+    path = tmp_path / "requests.json"
+    for written in (prompt, request.to_dict()["prompt"], request.prompt):
+        path.write_text(json.dumps({**request.to_dict(), "prompt": written}))
+        assert read_requests(path) == [request]
+        read = native.read_records(path, format="requests", limit=1, offset=0, on_error="raise")
+        assert read.records[0].prompt == request.prompt
+
+
 def test_the_template_decides_which_occurrence_is_edited(tmp_path):
     path = tmp_path / "one.json"
     record = {"prompt": "{} and Ann", "subject": "Ann", "target_new": "x"}

@@ -10,7 +10,7 @@ import weakref
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from easyedit_fast import _loader
@@ -41,7 +41,30 @@ def ours(fast):
 
 
 TEXTS = ["Ann lives in Rome", "Émile 🗼 語"]
+AROUND = ["$A", "$A <eos>", "<eos> $A", "<eos> $A <eos> <eos>"]
 SPANS = [(0, 3), (6, 7)]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_a_prompt_goes_on_after_its_own_last_token(fast, around):
+    """What a text itself ends with stays, an EOS too; an empty one has what goes before all."""
+    eos = fast.eos_token_id
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=around, special_tokens=[("<eos>", eos)]
+    )
+    before, after = (part.count("<eos>") for part in around.split("$A"))
+    tokenizer = RequestTokenizer.from_transformers(fast)
+    texts = [*TEXTS, "Rome<eos>", "<eos>", ""]
+    plain = [fast(text, add_special_tokens=False)["input_ids"] for text in texts]
+    expected = [[*[eos] * before, *own] for own in plain]
+    assert tokenizer.encode_prompts(texts) == expected
+    assert tokenizer.added_after == after
+    assert tokenizer.encode_prompts([]) == []
+    batch = tokenizer.batch_prompts(texts)
+    assert batch.lengths.tolist() == [len(own) for own in expected]
+    for ids, mask, own in zip(batch.input_ids, batch.attention_mask, expected, strict=True):
+        assert ids[mask == 1].tolist() == own
+        assert mask.tolist() == sorted(mask)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -22,6 +22,7 @@ from easyedit_fast.updates import LowRankUpdate
 from tests.unit.tiny_models import (
     FAMILIES,
     VOCABULARY,
+    ending,
     tiny_gemma3_with_vision,
     tiny_model,
     tiny_tokenizer,
@@ -68,6 +69,16 @@ def by_hand(
         return predicted, None
     hits = [one == other for one, other in zip(predicted, whole[len(ids) :], strict=True)]
     return predicted, sum(hits) / len(hits)
+
+
+def test_what_a_tokenizer_puts_after_every_text_is_left_out(tokenizer: Any) -> None:
+    """Answers are scored, and prompts go on, as without it; so do texts for their fluency."""
+    model = tiny_model("llama", max_position_embeddings=256)
+    plain, ended = (
+        Evaluator(model, own).score(REQUESTS, fluency=True)
+        for own in (tokenizer, ending(tokenizer))
+    )
+    assert ended == plain
 
 
 def continued_by_hand(

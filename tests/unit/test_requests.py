@@ -29,6 +29,9 @@ def make(**changes: object) -> EditRequest:
         ("Arthur is in", "Art", "Arthur is in", 0),
         ("a {} b {} of Oslo", "Oslo", "a {} b {} of Oslo", 13),
         ("Café 🎈 Oslo is", "Oslo", "Café 🎈 Oslo is", 7),
+        ("In Go, interface{} is", "interface{}", "In Go, interface{} is", 7),
+        ("In Go, {} is", "interface{}", "In Go, interface{} is", 7),
+        ("{} is", "{}", "{} is", 0),
     ],
 )
 def test_the_subject_is_found(prompt: str, subject: str, filled: str, start: int) -> None:
@@ -47,6 +50,17 @@ def test_the_subject_is_found(prompt: str, subject: str, filled: str, start: int
         ({"subject": ""}, "field 'subject': is empty"),
         ({"target_new": "\n"}, "field 'target_new': is empty"),
         ({"target_new": 7}, "field 'target_new': must be a text, not int"),
+        ({"prompt": "{} is \ud800"}, "field 'prompt': is no valid text: it holds half of a"),
+        ({"subject": "\udfff"}, "field 'subject': is no valid text"),
+        ({"target_new": "\ud800"}, "field 'target_new': is no valid text"),
+        ({"ground_truth": "\ud800"}, "field 'ground_truth': is no valid text"),
+        ({"rephrase_prompt": ["a", "\ud800"]}, "field 'rephrase_prompt': is no valid text"),
+        ({"locality": {"near": {"prompt": "\ud800"}}}, "field 'locality.near.prompt': is no valid"),
+        (
+            {"locality": {"near": [Probe("a", "\ud800")]}},
+            "field 'locality.near.ground_truth': is no valid text",
+        ),
+        ({"portability": {"\ud800": {"prompt": "a"}}}, "field 'portability': is no valid text"),
         ({"ground_truth": 7}, "field 'ground_truth': must be a text or None"),
         ({"rephrase_prompt": 7}, "field 'rephrase_prompt': must be"),
         ({"locality": ["a"]}, "field 'locality': must map"),
@@ -89,6 +103,18 @@ def test_a_request_survives_its_dict(before: str, after: str, subject: str, targ
     assert (again.prompt, again.target_new) == (request.prompt, request.target_new)
     assert again.subject == request.subject == request.prompt[slice(*request.subject_span)]
     assert subject.startswith(request.subject)
+
+
+braced = st.text("{} ab\u00e9.", max_size=10)
+
+
+@given(before=braced, after=braced, subject=braced, is_template=st.booleans())
+def test_braces_survive(before: str, after: str, subject: str, is_template: bool) -> None:
+    try:
+        request = make(prompt=f"{before}{'{}' if is_template else subject}{after}", subject=subject)
+    except RequestError:
+        return
+    assert EditRequest.from_dict(request.to_dict()) == request
 
 
 def test_no_prompt_ends_in_white_space() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from easyedit_fast.errors import DataFileError, HparamsError, NonFiniteError
 from easyedit_fast.rome.context_templates import context_templates, read_context_templates
-from tests.unit.tiny_models import tiny_model
+from tests.unit.tiny_models import ending, tiny_model
 
 LENGTHS = [(5, 5), (8, 3)]
 
@@ -54,6 +54,11 @@ def test_a_tokenizer_without_pad_token_will_do(demo_model: Any, cache: Path) -> 
     side = bare.padding_side
     assert make((model, bare), "bare") == make(demo_model, "whole")
     assert bare.padding_side == side
+
+
+def test_what_a_tokenizer_puts_after_every_text_is_left_out(demo_model: Any, cache: Path) -> None:
+    model, tokenizer = demo_model
+    assert make((model, ending(tokenizer)), "ended") == make(demo_model, "plain")
 
 
 def test_the_models_own_generation_settings_are_not_mixed_in(

@@ -114,9 +114,10 @@ def test_a_request_longer_than_the_model_reads_is_refused(tokenizer: Any) -> Non
 
 
 def test_a_text_that_is_no_unicode_names_its_request(tokenizer: Any) -> None:
-    broken = EditRequest("{} is \ud800 in", "Oslo", "Rome")
-    with pytest.raises(RequestError, match=r"^record 1[,:]"):
-        rows_for(tokenizer, [*REQUESTS[:1], broken], "subject_last")
+    broken = ["{}", "\ud800 {}"]
+    reader = RequestTokenizer.from_transformers(tokenizer)
+    with pytest.raises(RequestError, match=r"^record 0[,:]"):
+        build_rows(reader, REQUESTS, broken, "subject_last", torch.device("cpu"))
 
 
 def test_rows_move_to_a_device_whole(tokenizer: Any) -> None:

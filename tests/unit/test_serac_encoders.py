@@ -77,6 +77,16 @@ def test_a_scope_of_any_encoder_embeds_and_learns(encoder: Any, keys: dict[str, 
     assert restored.fingerprint == scope.fingerprint
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_pads_are_no_part_of_an_embedding(tmp_path: Path, pooling: str) -> None:
+    """Whatever the side on which the encoder's tokenizer would put them."""
+    write_encoder(tmp_path, padding_side="left")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == "left"
+    scope = Scope(SERACHparams(cls_name=str(tmp_path), pooling=pooling), trained=False)
+    together = scope.embed(["Peru", "a longer prompt, beside which the other is padded"])
+    torch.testing.assert_close(together[0], scope.embed(["Peru"])[0], rtol=1e-4, atol=1e-5)
+
+
 def test_a_cross_encoder_of_any_encoder_reads_pairs_and_learns(encoder: Any) -> None:
     own: dict[str, Any] = {"cls_rank": 4, "cross_attend": True, **encoder, "pooling": "mean"}
     scope = CrossEncoder(SERACHparams(**own))

@@ -15,7 +15,9 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,6 +124,27 @@ def test_ids_are_never_given_again(make: Make, path: Path) -> None:
     with pytest.raises(EditStateError, match="edit 1 is not in"):
         memory.get(1)
     assert len(memory) == 2, "all or none"
+
+
+@pytest.mark.parametrize(
+    "ids", ["12", b"\1\2", ["1"], 1.0, [1.0], None, torch.tensor(1.5)], ids=repr
+)
+def test_what_is_no_id_removes_nothing(make: Make, ids: Any) -> None:
+    memory = make(SqliteStore(None), WordEncoder())
+    memory.add(requests(12))
+    with pytest.raises(EditStateError, match=r"ids, which are whole numbers, not .*nothing was"):
+        memory.remove(ids)
+    assert len(memory) == 12
+
+
+def test_ids_come_in_any_form_and_more_than_once(make: Make) -> None:
+    memory = make(SqliteStore(None), WordEncoder())
+    memory.add(requests(9))
+    memory.remove([3, 3])
+    memory.remove(np.int64(4))
+    memory.remove(torch.tensor([5, 6]))
+    memory.remove(id_ for id_ in (7, 8))
+    assert [edit.id for edit in memory] == [1, 2, 9]
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

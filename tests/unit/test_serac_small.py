@@ -33,7 +33,7 @@ from tests.unit.test_serac_model import (
     Parts,
     TextRouter,
 )
-from tests.unit.tiny_models import VOCABULARY, WORDS, tiny_model, tiny_tokenizer
+from tests.unit.tiny_models import VOCABULARY, WORDS, ending, tiny_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -322,6 +322,17 @@ def test_whole_answers_are_switched(whole: Two, side: str, options: dict[str, An
                 alone = torch.tensor([whole.tokens(text)])
                 expected = whole.base.generate(alone, **given)[0, alone.shape[1] :]
                 assert new == expected.tolist()
+
+
+def test_a_query_goes_on_where_a_tokenizer_ends_every_text(
+    whole: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = whole.adapter.context(EDITS[IN])
+    plain = whole.model.asked(whole.tokens(IN), context)
+    own = whole.adapter.tokenizer
+    assert plain[-1] != own.eos_token_id
+    monkeypatch.setattr(whole.adapter, "tokenizer", ending(own))
+    assert whole.model.asked(whole.tokens(IN), context) == plain
 
 
 def test_an_answer_ends_with_the_base_models_end(whole: Two) -> None:

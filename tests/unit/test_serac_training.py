@@ -457,6 +457,22 @@ def test_an_archive_is_begun_with(small: Any, tmp_path: Path) -> None:
     assert other.description()["archive_sha256"] != trainee.description()["archive_sha256"]
 
 
+def test_a_run_goes_on_where_its_encoder_was_moved(small: Any, tmp_path: Path) -> None:
+    for name in ("encoder", "moved"):
+        write_encoder(tmp_path / name)
+    first = small(cls_name=str(tmp_path / "encoder"), max_iters=2)
+    train(first, first.hparams, tmp_path / "run", about={})
+    keys = {"cls_name": str(tmp_path / "moved"), "max_iters": 2}
+    second = small(**keys)
+    assert train(second, second.hparams, tmp_path / "run", about={}).resumed == 2
+    (tmp_path / "moved" / "1_Pooling").mkdir()
+    told = tmp_path / "moved" / "1_Pooling" / "config.json"
+    told.write_text('{"pooling_mode_mean_tokens": true}')
+    third = small(**keys)
+    with pytest.raises(DataFileError, match="pooling was 'cls' and is 'mean'"):
+        train(third, third.hparams, tmp_path / "run", about={})
+
+
 @pytest.mark.parametrize("other", [{"seed": 1}, {"other_vocabulary": True}])
 def test_another_encoder_in_the_same_folder_goes_on_with_nothing(
     small: Any, tmp_path: Path, other: dict[str, Any]

@@ -9,7 +9,21 @@ import pytest
 from easyedit_fast.serving.errors import ApiError
 from easyedit_fast.serving.limits import Limits
 from easyedit_fast.serving.prompts import PromptReader
-from tests.unit.tiny_models import tiny_model, tiny_tokenizer
+from tests.unit.tiny_models import ending, tiny_model, tiny_tokenizer
+
+
+def test_what_a_tokenizer_puts_after_every_text_is_left_out() -> None:
+    """But not what a user, or a chat template, ends a prompt with."""
+    tokenizer = tiny_tokenizer(["a b"])
+    tokenizer.chat_template = "{{ messages[0]['content'] }}</s>"
+    model, ended = tiny_model("llama"), ending(tokenizer)
+    reader = PromptReader(model, ended, Limits())
+    for text in ("", "a b", "a b</s>"):
+        assert reader.tokens(text) == tokenizer(text)["input_ids"]
+    chat = reader.conversation([{"role": "user", "content": "a b"}])
+    assert chat == tokenizer("a b</s>", add_special_tokens=False)["input_ids"]
+    ids = ended("a b")["input_ids"]
+    assert reader.tokens(ids) == ids
 
 
 def test_an_empty_prompt_is_what_begins_every_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -183,6 +184,19 @@ def tiny_tokenizer(texts: Sequence[str], *, across_words: bool = False) -> PreTr
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
+
+
+def ending(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A copy that puts its EOS after every text, too."""
+    made = copy.deepcopy(tokenizer)
+    before = [*tokenizer("")["input_ids"]]
+    around = [str(name) for name in made.convert_ids_to_tokens([*before, made.eos_token_id])]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join([*around[:-1], "$A", around[-1]]),
+        special_tokens=list(zip(around, [*before, made.eos_token_id], strict=True)),
+    )
+    assert made("the")["input_ids"] == [*tokenizer("the")["input_ids"], made.eos_token_id]
+    return made
 
 
 def _randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:

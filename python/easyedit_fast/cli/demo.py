@@ -142,16 +142,17 @@ def _edited(editor: Editor, method: str, requests: list[EditRequest]) -> _Shown:
 
 def _continued(editor: Editor, prompts: list[str]) -> list[str]:
     """The continuations, by transformers' own ``generate``."""
-    rows = editor.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-    rows = rows.to(editor.model.device)
+    import torch
+
+    from easyedit_fast.data import RequestTokenizer
+
+    batch = RequestTokenizer.from_transformers(editor.tokenizer).batch_prompts(prompts)
     model: Any = editor.model
-    tokens = model.generate(
-        rows["input_ids"],
-        attention_mask=rows["attention_mask"],
-        do_sample=False,
-        max_new_tokens=_NEW_TOKENS,
+    ids, mask = (
+        torch.from_numpy(one).to(model.device) for one in (batch.input_ids, batch.attention_mask)
     )
-    new = tokens[:, rows["input_ids"].shape[1] :]
+    tokens = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=_NEW_TOKENS)
+    new = tokens[:, ids.shape[1] :]
     return editor.tokenizer.batch_decode(new, skip_special_tokens=True)
 
 

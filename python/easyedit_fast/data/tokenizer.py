@@ -24,6 +24,8 @@ IGNORED_LABEL = -100
 Span = tuple[int, int]
 """Characters [start, end) of a text, counted as Python counts them."""
 
+_ANY_TEXT = "a"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
@@ -62,6 +64,7 @@ class RequestTokenizer:
     Attributes:
         pad_id: Id of the pads.
         native: The tokenizer of the Rust module.
+        added_after: How many tokens it puts after every text, an EOS say.
     """
 
     def __init__(self, json: str, *, pad_id: int, split_special_tokens: bool = False) -> None:
@@ -80,6 +83,7 @@ class RequestTokenizer:
         """
         self.pad_id = pad_id
         self.native = native.open_tokenizer(json, split_special_tokens=split_special_tokens)
+        self.added_after = self._added_after()
 
     @classmethod
     def from_transformers(cls, tokenizer: PreTrainedTokenizerBase) -> RequestTokenizer:
@@ -152,6 +156,41 @@ class RequestTokenizer:
             add_special_tokens=add_special_tokens,
         )
         return TokenBatch.of(batch)
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts that go on, so that what is put after every text is left out.
+
+        What a text itself ends with stays, be it an EOS.
+
+        Args:
+            texts: The texts.
+
+        Raises:
+            RequestError: A text is no valid Unicode; it names the row.
+        """
+        batch = self.encode(texts)
+        rows = zip(batch.input_ids, batch.lengths - self.added_after, strict=True)
+        return [ids[:length].tolist() for ids, length in rows]
+
+    def batch_prompts(self, texts: Sequence[str]) -> TokenBatch:
+        """As `encode_prompts`, padded on the left for ``generate``."""
+        batch = self.encode(texts, padding_side="left")
+        width = batch.input_ids.shape[1] - self.added_after
+        return TokenBatch(
+            batch.input_ids[:, :width],
+            batch.attention_mask[:, :width],
+            batch.lengths - self.added_after,
+        )
+
+    def _added_after(self) -> int:
+        """Looks at one text, for it is the same with all."""
+        whole, text = (
+            self.encode([_ANY_TEXT], add_special_tokens=added).input_ids[0].tolist()
+            for added in (True, False)
+        )
+        ends = range(len(whole), len(text) - 1, -1)
+        last = next((end for end in ends if whole[end - len(text) : end] == text), len(whole))
+        return len(whole) - last
 
 
 _KNOWN: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], RequestTokenizer]] = (

@@ -17,12 +17,7 @@ from easyedit_fast.evaluation.other_tokens import (
     prompts_in_other_tokens,
     rows_in_other_tokens,
 )
-from easyedit_fast.evaluation.passages import (
-    RowTokens,
-    after_contexts,
-    encode_prompts,
-    tokens_of,
-)
+from easyedit_fast.evaluation.passages import RowTokens, after_contexts, tokens_of
 from easyedit_fast.evaluation.routing import RoutedRows, Routing
 from easyedit_fast.evaluation.rows import Row, rows_of
 from easyedit_fast.failures import numbered
@@ -171,7 +166,7 @@ class Evaluator:
         """The fluency of each request's prompt with a sampled continuation."""
         tokenizer = RequestTokenizer.from_transformers(self.tokenizer)
         texts = [request.prompt for request in requests]
-        prompts = encode_prompts(tokenizer, texts)
+        prompts = tokenizer.encode_prompts(texts)
         routed = contexts = None
         if routing is not None:
             contexts = routing.contexts(texts, range(len(texts)))

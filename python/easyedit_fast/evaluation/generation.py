@@ -11,7 +11,6 @@ from torch import Tensor
 from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.evaluation.decoding import Decoder, Passage
 from easyedit_fast.evaluation.isolation import Updates
-from easyedit_fast.evaluation.passages import encode_prompts
 from easyedit_fast.models.generation import end_ids
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def continue_greedily(
     """
     ends = frozenset(end_ids(model, tokenizer))
     decoder = Decoder(model, ends, batch_size)
-    encoded = encode_prompts(RequestTokenizer.from_transformers(tokenizer), prompts)
+    encoded = RequestTokenizer.from_transformers(tokenizer).encode_prompts(prompts)
     passages = [
         Passage(tokens, len(tokens), new) for tokens, new in zip(encoded, new_tokens, strict=True)
     ]

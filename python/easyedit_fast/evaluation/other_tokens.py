@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from easyedit_fast.data import RequestTokenizer
-from easyedit_fast.evaluation.passages import RowTokens, encode_prompts, tokens_of
+from easyedit_fast.evaluation.passages import RowTokens, tokens_of
 from easyedit_fast.evaluation.routing import RoutedRows
 from easyedit_fast.evaluation.rows import Row
 
@@ -41,7 +41,7 @@ def prompts_in_other_tokens(
 ) -> list[list[int]]:
     """As `rows_in_other_tokens`, of prompts alone."""
     tokenizer = RequestTokenizer.from_transformers(routed.routing.tokenizer)
-    others = encode_prompts(tokenizer, texts)
+    others = tokenizer.encode_prompts(texts)
     return [
         other if on else own for own, other, on in zip(prompts, others, routed.routed, strict=True)
     ]

@@ -43,10 +43,10 @@ def tokens_of(
         [row.text for row in rows], target_spans=[row.target_span for row in rows]
     )
     assert batch.labels is not None
-    prompts = encode_prompts(tokenizer, [row.prompt for row in rows] if generate else [])
+    prompts = tokenizer.encode_prompts([row.prompt for row in rows] if generate else [])
     made = []
     for place, row in enumerate(rows):
-        length = int(batch.lengths[place])
+        length = int(batch.lengths[place]) - tokenizer.added_after
         whole = batch.input_ids[place, :length].tolist()
         scored = Passage(whole, length)
         if row.target is not None:
@@ -56,13 +56,6 @@ def tokens_of(
             _continued(scored, prompts[place], length) if generate else RowTokens((scored,), length)
         )
     return made
-
-
-def encode_prompts(tokenizer: RequestTokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each prompt."""
-    batch = tokenizer.encode(prompts)
-    rows = zip(batch.input_ids, batch.lengths, strict=True)
-    return [ids[:length].tolist() for ids, length in rows]
 
 
 def _continued(scored: Passage, prompt: list[int], length: int) -> RowTokens:

@@ -142,8 +142,7 @@ class Mend:
         """How many of these are computed together: as many as the memory at hand takes."""
         longest = max((self._text(request) for request in requests), key=len, default="")
         tokenizer = RequestTokenizer.from_transformers(self._tokenizer)
-        plain = longest.encode(errors="replace").decode()  # what is no Unicode is refused later
-        tokens = int(tokenizer.encode([plain]).lengths[0])
+        tokens = int(tokenizer.encode([longest]).lengths[0])
         fitting = _SHARE * available_bytes(self._model.device) / self._bytes_of(tokens)
         return max(1, min(len(requests), _AT_ONCE, int(fitting)))
 

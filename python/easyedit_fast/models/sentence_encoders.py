@@ -61,6 +61,8 @@ def load_sentence_encoder(
         tokenizer.pad_token = tokenizer.eos_token
     # The end of a long prompt tells more of what it asks than its beginning.
     tokenizer.truncation_side = "left"
+    # A pad to the left would be the first state, and move the others' positions.
+    tokenizer.padding_side = "right"
     return model.eval(), tokenizer
 
 

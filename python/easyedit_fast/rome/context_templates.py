@@ -148,7 +148,7 @@ def _refuse_short_context(
     length_params: Sequence[tuple[int, int]],
 ) -> None:
     context = context_length(model)
-    first = RequestTokenizer.from_transformers(tokenizer).encode(_FIRST_WORDS).lengths.max()
+    first = RequestTokenizer.from_transformers(tokenizer).batch_prompts(_FIRST_WORDS).lengths.max()
     longest = max([int(first) + 1, *(length for length, _ in length_params)])
     if context is not None and longest > context:
         raise HparamsError(
@@ -164,7 +164,7 @@ def _continue(
     from transformers import LogitsProcessorList
 
     words = [word for word in _FIRST_WORDS for _ in range(repeats)]
-    batch = RequestTokenizer.from_transformers(tokenizer).encode(words, padding_side="left")
+    batch = RequestTokenizer.from_transformers(tokenizer).batch_prompts(words)
     new = max(length - batch.input_ids.shape[1], 1)
     settings = generation_settings(
         model,

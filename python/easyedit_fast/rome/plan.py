@@ -65,7 +65,7 @@ class Lengths:
     ) -> Lengths:
         """Those of the longest of some requests, by their characters, under the longest template.
 
-        A text that is no valid Unicode is counted all the same: it is refused later, by name.
+        A template that is no valid Unicode is counted all the same: it is refused later.
         """
         before = max(templates, key=len)
         wholes = [f"{request.prompt} {request.target_new}" for request in requests]

@@ -11,6 +11,7 @@ from torch import Tensor
 from easyedit_fast.data.tokenizer import IGNORED_LABEL
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.passes import columns_of
+from easyedit_fast.serac.refusals import refuse_lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,24 @@ class Contexts:
         """Whether each row has a context."""
         return [bool(row.tokens) for row in self.rows]
 
+    @property
+    def rows_of_a_pass(self) -> int:
+        """Rows of the first pass: as many neighbours of each row of the user's as it had."""
+        return len(self._mask)
+
     def of(self, rows: Sequence[int]) -> Contexts:
         """Those of some rows, before any pass."""
         return Contexts([self.rows[row] for row in rows], self._limit)
+
+    def select(self, rows: Tensor) -> None:
+        """Puts some rows of the first pass, by their numbers or a mask, in the place of all."""
+        chosen = torch.arange(len(self._mask))[rows.cpu()]
+        times = len(self._mask) // len(self.rows)
+        self.rows = [self.rows[row // times] for row in chosen.tolist()]
+        self._mask = self._mask[chosen.to(self._mask.device)]
+        self.places = self.places[chosen.to(self.places.device)]
+        lengths = zip(self._mask.sum(1).tolist(), self.rows, strict=True)
+        self._longest = max((length for length, one in lengths if one.tokens), default=0)
 
     def first(self, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """The model's arguments for a first pass: contexts put in, all rows padded on the left.
@@ -98,12 +114,24 @@ class Contexts:
             seen: Columns of the cache.
 
         Raises:
-            ModelError: A row with its context is too long for the model.
+            ModelError: A row with its context is too long for the model, or these are not the
+                cache's rows and columns.
         """
-        if mask is None:
-            later = ids.new_ones(len(ids), seen - self._mask.shape[1] + ids.shape[1])
-        else:
-            later = mask[:, self.places.shape[1] :].to(ids.device, torch.long)
+        new = seen - self._mask.shape[1] + ids.shape[1]  # since the first pass
+        if new < 0:
+            raise ModelError(
+                "the cache was cut back into its prompts, some of which have an edit; pass again "
+                "all that was cut off, or begin with a new cache"
+            )
+        columns = self.places.shape[1] + new
+        mask = ids.new_ones(len(ids), columns) if mask is None else mask
+        if len(ids) != len(self._mask) or mask.shape != (len(ids), columns):
+            raise ModelError(
+                f"the cache has {len(self._mask)} rows and, without edits, "
+                f"{columns - ids.shape[1]} columns; input_ids {[*ids.shape]} and attention_mask "
+                f"{[*mask.shape]} do not go on from it; pass the mask of all columns so far"
+            )
+        later = mask[:, self.places.shape[1] :].to(ids.device, torch.long)
         self._refuse_too_long(later.shape[1])
         return _arguments(ids, torch.cat([self._mask.to(ids.device), later], dim=1))
 
@@ -168,11 +196,15 @@ def prompts_of(
         mask: ``[rows, columns]``; None: there are no pads.
         labels: ``[rows, columns]``; a prompt ends before its first label that is not -100.
         length: How many tokens a prompt has instead, or ``[rows]``.
+
+    Raises:
+        ModelError: The rows have no prompts of that length.
     """
     real = (torch.ones_like(ids) if mask is None else mask).bool()
     if length is not None:
-        lengths = torch.as_tensor(length, device=ids.device).reshape(-1, 1)
-        real = real & (real.cumsum(1) <= lengths)
+        lengths = torch.as_tensor(length, device=ids.device).reshape(-1)
+        refuse_lengths(lengths, real.sum(1))
+        real = real & (real.cumsum(1) <= lengths[:, None])
     elif labels is not None:
         real = real & ((labels != IGNORED_LABEL).cumsum(1) == 0).to(ids.device)
     return [row[own].tolist() for row, own in zip(ids, real, strict=True)]

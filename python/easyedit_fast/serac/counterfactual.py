@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.errors import (
     DataFileError,
     EditStateError,
@@ -103,7 +104,7 @@ class CounterfactualAdapter:
             RequestError: The model cannot read a request's prompt after its edit; it is named.
         """
         texts = [f"{request.prompt} {request.target_new}" for request in requests]
-        alone = self.tokenizer(texts)["input_ids"]
+        alone = RequestTokenizer.from_transformers(self.tokenizer).encode_prompts(texts)
         contexts = [self.context(request) for request in requests]
         lengths = [len(own) + len(one) for own, one in zip(alone, contexts, strict=True)]
         limit = context_length(self.model)

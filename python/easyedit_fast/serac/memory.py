@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import operator
 import os
+import reprlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -165,13 +167,23 @@ class EditMemory:
         self.refresh()
         return ids
 
-    def remove(self, ids: int | Sequence[int]) -> None:
-        """Takes edits out, all or none.
+    def remove(self, ids: int | Iterable[int]) -> None:
+        """Takes edits out, all or none; one that is named twice goes once.
 
         Raises:
-            EditStateError: An edit is not there.
+            EditStateError: An edit is not there, or an id is no whole number.
         """
-        self._store.remove([ids] if isinstance(ids, int) else ids)
+        given: Any = ids  # a text's characters, and the bytes of bytes, would be taken for ids
+        if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+            given = [given]
+        try:
+            numbers = list(dict.fromkeys(map(operator.index, given)))
+        except TypeError:
+            raise EditStateError(
+                "edits are removed by their ids, which are whole numbers, not "
+                f"{reprlib.repr(ids)}; nothing was removed"
+            ) from None
+        self._store.remove(numbers)
         self.refresh()
 
     def get(self, id_: int) -> StoredEdit:

@@ -23,18 +23,16 @@ from easyedit_fast.serac.arguments import (
     refuse_unsupported,
     setting,
 )
+from easyedit_fast.serac.caches import contexts_in, follow
 from easyedit_fast.serac.chat import QueryReader
 from easyedit_fast.serac.contexts import Context, Contexts, likely_mask, prompts_of
-from easyedit_fast.serac.refusals import NotSaved, refuse_states
+from easyedit_fast.serac.refusals import NotSaved, refuse_fixed_cache, refuse_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from easyedit_fast.serac.counterfactual import CounterfactualAdapter
     from easyedit_fast.serac.routing import Route
-
-CONTEXTS = "_serac_contexts"
-"""The attribute by which a cache knows the contexts of its rows."""
 
 
 class Routes(Protocol):
@@ -203,8 +201,10 @@ class SeracModel(NotSaved, GenerationMixin):
             if (cache := cache_of(given)) is not None:
                 given = {name: one for name, one in given.items() if name not in CACHE_NAMES}
                 given[CACHE] = cache
-            contexts = getattr(cache, CONTEXTS, None)
+            contexts = contexts_in(cache)
             if contexts is not None:
+                if any(contexts.routed):
+                    refuse_states(given, self.config)
                 return self._continued(contexts, given)
             if cache is not None and cache.get_seq_length():
                 return self.base(**given)  # the base model's own, routed by its first pass
@@ -224,6 +224,7 @@ class SeracModel(NotSaved, GenerationMixin):
     def _answered(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> Any:
         """A first pass in which some rows have a context."""
         refuse_states(given, self.config)
+        refuse_fixed_cache(cache_of(given))
         labels, return_dict = given.pop("labels", None), given.pop("return_dict", True)
         cache = None
         if not given.get("use_cache") and cache_of(given) is None:
@@ -248,7 +249,7 @@ class SeracModel(NotSaved, GenerationMixin):
         with self.adapter.on(contexts.routed):
             output = self.base(**arguments)
         cache = getattr(output, CACHE)
-        setattr(cache, CONTEXTS, contexts)
+        follow(cache, contexts)
         return contexts.logits(output.logits, given.get("logits_to_keep", 0)), cache
 
     def _apart(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> Tensor:
@@ -285,12 +286,12 @@ class SeracModel(NotSaved, GenerationMixin):
             cut: Whether `Contexts.logits` cuts the user's logits out of the result.
         """
         cache, ids, mask = cache_of(given), given["input_ids"], given.get("attention_mask")
-        if cache is not None and getattr(cache, CONTEXTS, None) is contexts:
+        if cache is not None and contexts_in(cache) is contexts:
             wide = contexts.next(ids, mask, cache.get_seq_length())
         else:
             wide = contexts.first(ids, mask)
             if cache is not None:
-                setattr(cache, CONTEXTS, contexts)
+                follow(cache, contexts)
         kept = {name: value for name, value in given.items() if name not in OF_THE_ROWS}
         if cut and "logits_to_keep" in self._accepted:
             kept["logits_to_keep"] = contexts.last(given.get("logits_to_keep", 0))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, StaticCache
 
 from easyedit_fast.errors import EditStateError, ModelError
 
@@ -48,6 +49,44 @@ class NotSaved(PreTrainedModel):
             "its own; name a file as memory=, and make another editor with it on another copy of "
             "the base model"
         )
+
+
+def refuse_fixed_cache(cache: Any) -> None:
+    """Refuses a cache of fixed size: a prompt with its edit takes more of it than the user sees.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if isinstance(cache, StaticCache) or getattr(cache, "is_compileable", False):
+        raise ModelError(
+            "a cache of fixed size leaves out the edits that are read before prompts; pass a "
+            "DynamicCache, or none"
+        )
+
+
+def refuse_lengths(lengths: Tensor, tokens: Tensor) -> None:
+    """Refuses lengths of prompts that the rows have not.
+
+    Args:
+        lengths: ``[1]`` or ``[rows]``, as the user gave them.
+        tokens: ``[rows]``, of each row, pads left out.
+
+    Raises:
+        ModelError: They are no whole numbers, of other rows, negative, or more than there are.
+    """
+    if lengths.is_floating_point() or len(lengths) not in (1, len(tokens)):
+        raise ModelError(
+            f"prompt_length is {lengths.tolist()}; give a whole number, or one for each of the "
+            f"{len(tokens)} rows"
+        )
+    for row, (length, most) in enumerate(
+        zip(lengths.expand(len(tokens)).tolist(), tokens.tolist(), strict=True)
+    ):
+        if not 0 <= length <= most:
+            raise ModelError(
+                f"prompt_length is {length}, and row {row} has {most} tokens, pads left out; give "
+                "how many of them are the prompt"
+            )
 
 
 def refuse_states(given: Mapping[str, Any], *configs: object) -> None:

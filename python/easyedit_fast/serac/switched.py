@@ -19,8 +19,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from easyedit_fast.errors import ModelError
 from easyedit_fast.serac.arguments import CACHE, CACHE_NAMES, OF_THE_ROWS, cache_of
+from easyedit_fast.serac.caches import contexts_in, mark
 from easyedit_fast.serac.contexts import Contexts
-from easyedit_fast.serac.model import CONTEXTS, SeracModel
+from easyedit_fast.serac.model import SeracModel
 
 
 class RoutedPasses(Protocol):
@@ -137,8 +138,8 @@ def _joined(
         own = torch.tensor(routed, device=given["input_ids"].device)
         own = own.repeat_interleave(rows // len(routed))
         cache = cache_of(given)
-        if cache is not None and not hasattr(cache, CONTEXTS):
-            setattr(cache, CONTEXTS, contexts)
+        if cache is not None and contexts_in(cache) is None:
+            mark(cache, contexts)
             cache.reorder_cache = _reordering(cache, own, passes)
         logits = passes(_of_rows(given, own))
         if not all(routed):

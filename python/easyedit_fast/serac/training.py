@@ -16,6 +16,7 @@ from easyedit_fast.hparams import Hparams
 from easyedit_fast.models.adapters import refuse_adapters
 from easyedit_fast.models.architectures import Architecture, architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from easyedit_fast.models.sentence_encoders import pooling_of
 from easyedit_fast.models.tracing import frozen
 from easyedit_fast.processes import rank_and_ranks
 from easyedit_fast.serac.answers import routed_logits, row_means
@@ -162,11 +163,12 @@ class SeracTrainee:
     def description(self) -> dict[str, Any]:
         """All that a run depends on, as plain JSON values."""
         hparams = self.hparams.to_dict()
-        for name in (*SEARCH_KEYS, "results_dir", "device", "model_name", "model_parallel"):
-            hparams.pop(name)
         archive, small = self.hparams.archive, self.counterfactual.card
-        if small:
-            hparams.pop("small_name")  # as model_name: a folder may be moved
+        # What the names are of has a fingerprint, and a folder may be moved.
+        names = ("model_name", "cls_name", *(["small_name"] if small else []))
+        for name in (*SEARCH_KEYS, *names, "results_dir", "device", "model_parallel"):
+            hparams.pop(name)
+        hparams["pooling"] = self.hparams.pooling or pooling_of(self.hparams.cls_name)
         return {
             "method": "serac",
             "hparams": hparams,

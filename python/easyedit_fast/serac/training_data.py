@@ -31,8 +31,12 @@ class SeracData:
     Attributes:
         requests: The records.
         rewrites: The rewrite prompt of each record, with its target.
-        rephrases: Of each record, its rephrase prompts; the rewrite prompt where it has none.
-        localities: Of each record, its locality prompts.
+        rephrase_prompts: Of each record, the texts of its rephrase prompts; the rewrite prompt
+            where it has none.
+        rephrases: The same with its target.
+        locality_prompts: Of each record, the texts of its locality prompts.
+        localities: Of each record, the places of its locality prompts in `probes`.
+        probes: All locality prompts, each with its answer where one is known.
         base: What the unedited model answers: to the locality prompts, to the others, and after
             the targets.
         forms: Other forms of its prompts.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.data.contexts import with_context
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.generation import generation_settings
@@ -75,7 +76,8 @@ class WholeAnswersModel(SeracModel):
             context: The edit, in the small model's.
         """
         tokenizer = self.adapter.tokenizer
-        query: list[int] = tokenizer(self._reader.read(prompt).text)["input_ids"]
+        text = self._reader.read(prompt).text
+        (query,) = RequestTokenizer.from_transformers(tokenizer).encode_prompts([text])
         return with_context(query, context, tokenizer.bos_token_id)
 
     def _answered(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.models.limits import (
     context_length,
     embedding_rows,
@@ -57,7 +58,7 @@ class PromptReader:
             ApiError: It is empty, too long, or holds tokens that the model does not have.
         """
         if isinstance(prompt, str):
-            return self._checked(self._encoded(prompt, add_special_tokens=True), field)
+            return self._checked(self._prompt(prompt), field)
         wrong = [token for token in prompt if not 0 <= token < self._rows]
         if wrong:
             raise ApiError(
@@ -98,7 +99,7 @@ class PromptReader:
             raise ApiError(
                 400, f"field {field!r}: the chat template refuses them: {reason}", param=field
             ) from None
-        return self._checked(self._encoded(str(text), add_special_tokens=False), field)
+        return self._checked(self._rendered(str(text)), field)
 
     def query(self, tokens: Sequence[int]) -> str:
         """What is routed of a prompt: the user message that ends a conversation, or all of it."""
@@ -136,9 +137,15 @@ class PromptReader:
             )
         return wanted
 
-    def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _prompt(self, text: str) -> list[int]:
         with self._lock:  # a fast tokenizer serves one thread at a time
-            found: Any = self._tokenizer(text, add_special_tokens=add_special_tokens)
+            tokenizer = RequestTokenizer.from_transformers(self._tokenizer)
+        return tokenizer.encode_prompts([text])[0]
+
+    def _rendered(self, text: str) -> list[int]:
+        """Of a text in which the template has written all special tokens."""
+        with self._lock:
+            found: Any = self._tokenizer(text, add_special_tokens=False)
         ids: list[int] = found["input_ids"]
         return ids
 

@@ -43,14 +43,16 @@ fn is_alphanumeric(character: char) -> bool {
 /// Fills `{}` with the subject, or finds the subject in the prompt.
 ///
 /// Gives the prompt with the subject in it, and the offset in characters of the edited
-/// occurrence. `names` are the file's names of the two fields.
+/// occurrence. `names` are the file's names of the two fields. A subject that holds `{}` itself
+/// and stands in the prompt has filled it.
 pub(super) fn fill_prompt(
     prompt: &str,
     subject: &str,
     names: (&str, &str),
 ) -> Result<(String, usize), FieldError> {
     let fills = prompt.matches(PLACE_HOLDER).count();
-    if fills == 1 {
+    let is_literal = subject.contains(PLACE_HOLDER) && prompt.contains(subject);
+    if fills == 1 && !is_literal {
         let start = prompt
             .split(PLACE_HOLDER)
             .next()
@@ -123,6 +125,15 @@ mod tests {
         assert_eq!(filled("Dorian", "ian").1, 3);
         assert_eq!(filled("日本語の日本", "日本").1, 4);
         assert_eq!(filled("aaa", "aa").1, 1);
+    }
+
+    #[test]
+    fn a_subject_may_hold_the_place_holder() {
+        let literal = "In Go, interface{} is";
+        let expected = (literal.to_owned(), 7);
+        assert_eq!(filled(literal, "interface{}"), expected);
+        assert_eq!(filled("In Go, {} is", "interface{}"), expected);
+        assert_eq!(filled("{} is", "{}"), ("{} is".to_owned(), 0));
     }
 
     #[test]
