@@ -232,7 +232,9 @@ def test_a_length_tells_the_prompt(llama: Parts, side: str) -> None:
     llama.model(ids[:1], attention_mask=mask[:1], prompt_length=lengths[0])
     llama.model(ids, attention_mask=mask)
     assert llama.router.asked == [IN, OUT, IN, IN + " Lima", OUT + " Lima city"]
-    llama.model(ids, attention_mask=mask, labels=ids)  # no prompt at all
+    with pytest.warns(UserWarning, match="no prompt to route and the base model answers"):
+        llama.model(ids, attention_mask=mask, labels=ids)
+    llama.model(ids, attention_mask=mask, labels=ids, prompt_length=0)  # as it is meant
     assert len(llama.router.asked) == 5
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
     from easyedit_fast.serac.counterfactual import CounterfactualAdapter
     from easyedit_fast.serac.routing import Route
+
+_NO_PROMPT = (
+    "the labels begin with a row's first token, so that there is no prompt to route and the base "
+    "model answers; give the prompt's tokens the label -100, or pass prompt_length"
+)
 
 
 class Routes(Protocol):
@@ -211,6 +217,8 @@ class SeracModel(NotSaved, GenerationMixin):
             if input_ids is None:
                 raise ModelError("SERAC routes by the prompt's tokens; pass input_ids")
             prompts = prompts_of(input_ids, attention_mask, labels, prompt_length)
+            if labels is not None and prompt_length is None and not all(prompts):
+                warnings.warn(_NO_PROMPT, stacklevel=2)
             contexts = self._contexts(prompts)
             if not any(contexts.routed):
                 return self.base(**given)
