@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -63,9 +64,10 @@ def test_edits_follow_the_rows_of_a_cache(parts: Parts, change: str) -> None:
     torch.testing.assert_close(found, expected[rows], **CLOSE)
 
 
-def test_a_copy_of_a_cache_goes_its_own_way(parts: Parts) -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_of_a_cache_goes_its_own_way(parts: Parts, copied: Callable[[Any], Any]) -> None:
     cache, new, mask, expected = begun(parts)
-    other, order = copy.deepcopy(cache), [1, 0, 3, 2]
+    other, order = copied(cache), [1, 0, 3, 2]
     other.reorder_cache(torch.tensor(order))
     with torch.no_grad():
         for one, rows in ((cache, [0, 1, 2, 3]), (other, order)):

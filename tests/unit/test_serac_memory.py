@@ -469,8 +469,10 @@ def test_prompts_that_the_encoder_reads_alike_are_one_prompt(make: Make) -> None
 
 
 @pytest.mark.parametrize("count", [1, 3, 10])
-def test_of_prompts_that_are_as_near_the_newest_comes_first(make: Make, count: int) -> None:
-    memory = make(SqliteStore(None), LetterEncoder())
-    memory.add(requests(5))
+@pytest.mark.parametrize("edits", [5, 200])
+def test_of_prompts_that_are_as_near_the_newest_comes_first(edits: int, count: int) -> None:
+    memory = EditMemory(SqliteStore(None), LetterEncoder())
+    memory.add([*requests(edits), EditRequest("Oslo is in", "Oslo", "Peru")])
     found = near_to(memory, request(2).prompt, count)
-    assert [one.edit.id for one in found] == [5, 4, 3, 2, 1][:count]
+    expected = [*range(edits, 0, -1), edits + 1]
+    assert [one.edit.id for one in found] == expected[:count]

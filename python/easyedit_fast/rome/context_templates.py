@@ -57,7 +57,10 @@ def context_templates(
         HparamsError: The model's context is too short for such templates.
         NonFiniteError: The model's logits are not finite.
     """
-    key = json.dumps([fingerprint, [list(pair) for pair in length_params], seed, _TOP_K])
+    told = [fingerprint, [list(pair) for pair in length_params], seed, _TOP_K]
+    if after := RequestTokenizer.from_transformers(tokenizer).added_after:
+        told.append(f"without the {after} tokens after a text")
+    key = json.dumps(told)
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     path = cache_folder() / "context_templates" / f"{name}.json"
     if os.path.isfile(path):  # noqa: PTH113 - no error where the folder may not be entered

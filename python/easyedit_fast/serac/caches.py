@@ -35,6 +35,10 @@ def follow(cache: Any, contexts: Contexts) -> None:
 class _Following:
     """What a cache does to its rows, done to their contexts as well."""
 
+    def __reduce_ex__(self: Any, _: Any) -> Any:
+        plain = type(self).__mro__[2]
+        return _remade, (plain,), self.__dict__
+
     def reorder_cache(self: Any, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
         self._serac_contexts.select(beam_idx)
@@ -53,3 +57,8 @@ class _Following:
 def _following(kind: Any) -> Any:
     """A class of caches that follow, by the name of the plain one."""
     return type(kind.__name__, (_Following, kind), {"__module__": __name__})
+
+
+def _remade(kind: Any) -> Any:
+    """A copy's, or a pickle's, cache before it is filled."""
+    return object.__new__(_following(kind))

@@ -97,6 +97,10 @@ class CounterfactualAdapter:
         """The tokens that go before a query, without special ones."""
         return edit_context(self.tokenizer, request)
 
+    @functools.cached_property
+    def _native(self) -> RequestTokenizer:
+        return RequestTokenizer.from_transformers(self.tokenizer)
+
     def refuse_too_long(self, requests: Sequence[EditRequest]) -> None:
         """Refuses edits that cannot answer their own prompts.
 
@@ -104,7 +108,7 @@ class CounterfactualAdapter:
             RequestError: The model cannot read a request's prompt after its edit; it is named.
         """
         texts = [f"{request.prompt} {request.target_new}" for request in requests]
-        alone = RequestTokenizer.from_transformers(self.tokenizer).encode_prompts(texts)
+        alone = self._native.encode_prompts(texts)
         contexts = [self.context(request) for request in requests]
         lengths = [len(own) + len(one) for own, one in zip(alone, contexts, strict=True)]
         limit = context_length(self.model)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from easyedit_fast.errors import DataFileError, HparamsError, ModelError
+from easyedit_fast.models.sentence_encoders import pooling_of
 from easyedit_fast.serac.counterfactual import CounterfactualAdapter
 from easyedit_fast.serac.hparams import SERACHparams
 from easyedit_fast.serac.scopes import AnyScope
 from easyedit_fast.training.editors import EditorFile, EditorFormat
 
 _FORMAT = EditorFormat("SERAC")
-_DISTANCE_KEYS = ("cos", "square", "bound_embeds", "dist_heads", "pooling")
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -80,15 +80,25 @@ def require_encoder(archive: str | None, editor: EditorFile, scope: AnyScope) ->
         )
 
 
+def _told_of_distances(hparams: SERACHparams) -> dict[str, object]:
+    """What distances, or a cross-encoder's scores, depend on beside weights."""
+    told: dict[str, object] = {"pooling": hparams.pooling or pooling_of(hparams.cls_name)}
+    if not hparams.cross_attend:
+        names = ("cos", "bound_embeds", "dist_heads", *([] if hparams.cos else ["square"]))
+        told |= {name: getattr(hparams, name) for name in names}
+    return told
+
+
 def _require_distances(hparams: SERACHparams, editor: EditorFile) -> None:
     """Checks that distances mean what they meant when an editor's threshold was learned.
 
     Raises:
         HparamsError: They do not.
     """
-    trained = SERACHparams(**editor.hparams)
-    for name in _DISTANCE_KEYS if not hparams.cross_attend else ():
-        then, now = getattr(trained, name), getattr(hparams, name)
+    trained = SERACHparams(**{**editor.hparams, "cls_name": hparams.cls_name})
+    before = _told_of_distances(trained)
+    for name, now in _told_of_distances(hparams).items():
+        then = before.get(name, now)
         if then != now:
             raise HparamsError(
                 f"{name} is {str(now).lower()}, and the scope of {hparams.archive} was trained "

@@ -82,14 +82,16 @@ def _tokens(
 
 
 def reading(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """A prompt as a tokenizer prepares it, and runs of white space as one space.
+    """A prompt as a tokenizer prepares it for `pooled`, and runs of white space as one space.
 
     It is the same for prompts that differ in what the tokenizer does not tell apart, such as case
     or accents, or the two ways to write an accent.
     """
+    text = " ".join(prompt.split())
+    if not text.isascii():
+        (text,) = spelled(tokenizer, [text])
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
-    prepared = prompt if normalizer is None else normalizer.normalize_str(prompt)
-    return " ".join(prepared.split())
+    return text if normalizer is None else " ".join(normalizer.normalize_str(text).split())
 
 
 def _longest(config: Any) -> int:

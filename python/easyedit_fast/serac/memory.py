@@ -248,20 +248,20 @@ class EditMemory:
         candidates = self._graph.nearest(queries, count + _SPARE)
         rows = queries.split(1)
         found = [self._among(*pair, count) for pair in zip(rows, candidates, strict=True)]
-        enough = min(count, len(self._of_prompt))
-        return [
-            own if len(own) >= enough else self._nearest(row, count)[0]
-            for row, own in zip(rows, found, strict=True)
-        ]
+        return [own or self._nearest(row, count)[0] for row, own in zip(rows, found, strict=True)]
 
     def _among(self, query: Tensor, ids: Sequence[int], count: int) -> list[Nearest]:
-        """The nearest to a query ``[1, d]`` among the edits that have the prompts of some."""
+        """The nearest to a query ``[1, d]`` among the edits that have the prompts of some.
+
+        None, where these are too few to say.
+        """
         known = [self._places[id_] for id_ in ids if id_ in self._places]
         prompts = [self._readings[place] for place in known]
         places = [self._places[id_] for prompt in prompts for id_ in self._of_prompt[prompt]]
         values, order = self._matrix.squared_distances(query, places)[0].sort()
         ordered = [places[at] for at in order.tolist()]
-        return self._newest(zip(values.tolist(), ordered, strict=True))[:count]
+        own = self._newest(zip(values.tolist(), ordered, strict=True))
+        return own[:count] if places and self._is_sure(own, count, float(values[-1])) else []
 
     def _rows(self, ids: Sequence[int]) -> Tensor:
         """The embeddings of some edits, ``[edits, d]`` float32."""
@@ -269,14 +269,23 @@ class EditMemory:
 
     def _nearest(self, queries: Tensor, count: int) -> list[list[Nearest]]:
         found = self._matrix.squared_distances(queries)
-        wanted, enough = count + _SPARE, min(count, len(self._of_prompt))
+        wanted = count + _SPARE
         while True:
-            values, places = found.topk(min(wanted, len(self._edits)), dim=1, largest=False)
-            pairs = zip(values.tolist(), places.tolist(), strict=True)
+            looked_at = min(wanted, len(self._edits))
+            values, places = found.topk(looked_at, dim=1, largest=False)
+            pairs = [*zip(values.tolist(), places.tolist(), strict=True)]
             made = [self._newest(zip(*pair, strict=True)) for pair in pairs]
-            if all(len(own) >= enough for own in made):
+            if looked_at == len(self._edits) or all(
+                self._is_sure(own, count, distances[-1])
+                for own, (distances, _) in zip(made, pairs, strict=True)
+            ):
                 return [own[:count] for own in made]
             wanted *= 4
+
+    def _is_sure(self, own: Sequence[Nearest], count: int, farthest: float) -> bool:
+        """Whether no edit that is as far as the farthest looked at, or more, could come first."""
+        enough = min(count, len(self._of_prompt))
+        return len(own) >= enough and own[enough - 1].squared_distance < farthest
 
     def close(self) -> None:
         """Ends the use of the store."""

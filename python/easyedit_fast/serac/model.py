@@ -218,7 +218,7 @@ class SeracModel(NotSaved, GenerationMixin):
                 raise ModelError("SERAC routes by the prompt's tokens; pass input_ids")
             prompts = prompts_of(input_ids, attention_mask, labels, prompt_length)
             if labels is not None and prompt_length is None and not all(prompts):
-                warnings.warn(_NO_PROMPT, stacklevel=2)
+                warnings.warn(_NO_PROMPT, stacklevel=4)  # past torch's own calls
             contexts = self._contexts(prompts)
             if not any(contexts.routed):
                 return self.base(**given)

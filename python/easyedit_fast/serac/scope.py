@@ -85,7 +85,7 @@ class Scope(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of all that an embedding depends on, threshold and scale excepted."""
         own = self._hparams
-        parts = [own.cos, own.bound_embeds, own.dist_heads, self._pooling]
+        parts = [own.cos, own.bound_embeds, own.dist_heads, self._pooling, "spelled"]
         digest = hashlib.sha256(f"{self.origin} {parts}".encode())
         for name, parameter in sorted(trained_parameters(self.encoder)):
             digest.update(f"{name} {weight_checksum(parameter)}".encode())

@@ -25,10 +25,14 @@ def spelled(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[st
     unknown = tokenizer.unk_token_id
     if unknown is None or not tokenizer.is_fast:
         return list(texts)
-    read = tokenizer(list(texts), return_offsets_mapping=True, add_special_tokens=False)
+    # Not through the tokenizer itself: its padding would be switched off while others use it.
+    read = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [
-        _replaced(text, [place for id_, place in zip(*own, strict=True) if id_ == unknown])
-        for text, *own in zip(texts, read["input_ids"], read["offset_mapping"], strict=True)
+        _replaced(
+            text,
+            [place for id_, place in zip(own.ids, own.offsets, strict=True) if id_ == unknown],
+        )
+        for text, own in zip(texts, read, strict=True)
     ]
 
 
@@ -36,6 +40,8 @@ def _replaced(text: str, places: Sequence[tuple[int, int]]) -> str:
     """A text with the words at some places, from first to last, spelled."""
     parts, last = [], 0
     for start, end in places:
+        while end < len(text) and unicodedata.category(text[end]).startswith("M"):
+            end += 1  # a mark that the tokenizer strips, which tells this word from another
         parts += [text[last:start], _spelling(text[start:end])]
         last = end
     return "".join([*parts, text[last:]])

@@ -67,6 +67,7 @@ class WholeAnswersModel(SeracModel):
         super().__init__(base, tokenizer, *parts, **options)
         self.small = self.adapter.model
         self._tokenizer = tokenizer
+        self._native = RequestTokenizer.from_transformers(self.adapter.tokenizer)
 
     def asked(self, prompt: Sequence[int], context: Sequence[int]) -> list[int]:
         """A prompt's query after its edit, in the small model's tokens.
@@ -75,10 +76,9 @@ class WholeAnswersModel(SeracModel):
             prompt: The prompt, in the base model's tokens.
             context: The edit, in the small model's.
         """
-        tokenizer = self.adapter.tokenizer
         text = self._reader.read(prompt).text
-        (query,) = RequestTokenizer.from_transformers(tokenizer).encode_prompts([text])
-        return with_context(query, context, tokenizer.bos_token_id)
+        (query,) = self._native.encode_prompts([text])
+        return with_context(query, context, self.adapter.tokenizer.bos_token_id)
 
     def _answered(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> NoReturn:
         self._continued(contexts, given)

@@ -45,7 +45,8 @@ class PromptReader:
         self._longest = context_length(model)
         self._limits = limits
         self._queries = QueryReader(tokenizer)
-        self._lock = threading.Lock()
+        self._native = RequestTokenizer.from_transformers(tokenizer)
+        self._lock = threading.Lock()  # a fast tokenizer serves one thread at a time
 
     def tokens(self, prompt: Prompt, field: str = "prompt") -> list[int]:
         """The tokens of a text, or token ids that are checked.
@@ -138,9 +139,7 @@ class PromptReader:
         return wanted
 
     def _prompt(self, text: str) -> list[int]:
-        with self._lock:  # a fast tokenizer serves one thread at a time
-            tokenizer = RequestTokenizer.from_transformers(self._tokenizer)
-        return tokenizer.encode_prompts([text])[0]
+        return self._native.encode_prompts([text])[0]
 
     def _rendered(self, text: str) -> list[int]:
         """Of a text in which the template has written all special tokens."""
