@@ -115,6 +115,14 @@ def test_subjects_in_letters_that_the_encoder_does_not_know(editor: Editor) -> N
     assert told == [target for _, target in facts]
 
 
+def test_its_file_of_hyperparameters_takes_the_packaged_parts(
+    demo_model: Any, archive: Path
+) -> None:
+    made = Editor(*demo_model, method="serac", hparams="SERAC/smollm2-135m")
+    made.method.close()
+    assert made.method.hparams.archive == str(archive)
+
+
 def test_embeddings_in_a_quarter_of_the_bytes(demo_model: Any) -> None:
     made = Editor(*demo_model, method="serac", hparams={"memory_precision": "int8"})
     made.edit([EditRequest(*fact) for fact in FACTS], evaluate=False)
