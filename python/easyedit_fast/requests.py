@@ -73,7 +73,7 @@ class EditRequest:
         if self.ground_truth is not None:
             if not isinstance(self.ground_truth, str):
                 raise RequestError("must be a text or None", field="ground_truth")
-            _require_characters(self.ground_truth, "ground_truth")
+            require_characters(self.ground_truth, "ground_truth")
         prompt, start = fill_prompt(self.prompt, self.subject)
         settle = object.__setattr__
         settle(self, "prompt", prompt.rstrip())
@@ -218,12 +218,17 @@ def _last_occurrence(text: str, part: str) -> int:
 def _require_text(value: object, field: str) -> None:
     if not isinstance(value, str):
         raise RequestError(f"must be a text, not {type(value).__name__}", field=field)
-    _require_characters(value, field)
+    require_characters(value, field)
     if not value.strip():
         raise RequestError("is empty; give a text", field=field)
 
 
-def _require_characters(value: str, field: str) -> None:
+def require_characters(value: str, field: str) -> None:
+    """Refuses a text that no file and no tokenizer takes.
+
+    Raises:
+        RequestError: It holds half of a surrogate pair.
+    """
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -236,7 +241,7 @@ def _require_characters(value: str, field: str) -> None:
 def _texts(value: object, field: str) -> tuple[str, ...]:
     texts = [text.rstrip() for text in _entries(value, field) if text is not None]
     for text in texts:
-        _require_characters(text, field)
+        require_characters(text, field)
     return tuple(text for text in texts if text)
 
 
@@ -263,11 +268,11 @@ def _probes(value: object, field: str) -> dict[str, tuple[Probe, ...]]:
         )
     found: dict[str, tuple[Probe, ...]] = {}
     for key, entry in value.items():
-        _require_characters(str(key), field)
+        require_characters(str(key), field)
         found[str(key)] = tuple(_section(entry, f"{field}.{key}"))
         for probe in found[str(key)]:
-            _require_characters(probe.prompt, f"{field}.{key}.prompt")
-            _require_characters(probe.ground_truth or "", f"{field}.{key}.ground_truth")
+            require_characters(probe.prompt, f"{field}.{key}.prompt")
+            require_characters(probe.ground_truth or "", f"{field}.{key}.ground_truth")
     return found
 
 

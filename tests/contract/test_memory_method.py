@@ -406,10 +406,15 @@ def test_a_checkpoint_is_no_editor(editor: Editor, tmp_path: Path) -> None:
 def test_a_closed_memory_says_so(editor: Editor, tmp_path: Path) -> None:
     other = another(editor, tmp_path / "edits.sqlite")
     other.method.close()
-    with pytest.raises(DataFileError, match="was closed; make a new one"):
+    with pytest.raises(DataFileError, match="was closed with its editor; make a new one"):
         other.method.memory.add(FACT)
 
 
-def test_no_prompt_has_no_route(editor: Editor) -> None:
+def test_what_is_no_prompt_has_no_route(editor: Editor) -> None:
     editor.edit(FACT, evaluate=False)
     assert editor.model.routes([]) == []
+    for ask in (editor.model.routes, editor.model.router.routes):
+        with pytest.raises(RequestError, match=r"field 'prompt': .*half of a surrogate pair"):
+            ask(["The capital of \ud83d is"])
+    with pytest.raises(RequestError, match=r"field 'prompt': .*half of a surrogate pair"):
+        editor.model.router.search("\ud83d")

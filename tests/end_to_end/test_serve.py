@@ -275,7 +275,7 @@ BAD: list[tuple[str, Any, str, str]] = [
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": "a"}], "response_format": form},
             "response_format",
-            "is not known",
+            "must be {'type': 'text'}",
         )
         for form in (
             {"type": "json_object"},

@@ -127,7 +127,7 @@ def test_ids_are_never_given_again(make: Make, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "ids", ["12", b"\1\2", ["1"], 1.0, [1.0], None, torch.tensor(1.5)], ids=repr
+    "ids", ["12", b"\1\2", ["1"], 1.0, [1.0], [True], None, torch.tensor(1.5)], ids=repr
 )
 def test_what_is_no_id_removes_nothing(make: Make, ids: Any) -> None:
     memory = make(SqliteStore(None), WordEncoder())

@@ -68,7 +68,15 @@ def list_edits(
 def search(
     file: File,
     prompt: Annotated[str, typer.Argument(help="Any wording of what is looked for.")],
-    limit: Shown = 10,
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit",
+            "-n",
+            min=1,
+            help="Edits that are shown at most; of those with the same prompt the newest.",
+        ),
+    ] = 10,
     threshold: options.Threshold = None,
     archive: Scope = None,
     json: options.Json = False,

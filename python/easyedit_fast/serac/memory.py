@@ -177,7 +177,7 @@ class EditMemory:
         if isinstance(given, str | bytes) or not isinstance(given, Iterable):
             given = [given]
         try:
-            numbers = list(dict.fromkeys(map(operator.index, given)))
+            numbers = list(dict.fromkeys(map(_whole_number, given)))
         except TypeError:
             raise EditStateError(
                 "edits are removed by their ids, which are whole numbers, not "
@@ -207,14 +207,17 @@ class EditMemory:
             return id_ if place is None else self._of_prompt[self._readings[place]][-1]
 
     def superseded(self, ids: Iterable[int]) -> list[int]:
-        """The edits that held until those with some ids were added, for the same prompts."""
+        """The edits that held until those with some ids were added, for the same prompts.
+
+        Of several that were added together the earlier ones are among them.
+        """
         found: list[int] = []
         with self._lock:
             for place in (self._places[id_] for id_ in ids if id_ in self._places):
                 alike = self._of_prompt[self._readings[place]]
                 before = bisect.bisect_left(alike, self._edits[place].id)
                 found += alike[:before][-1:]
-        return found
+        return sorted(found)
 
     def refresh(self) -> None:
         """Takes in what was added and removed since, by whatever process."""
@@ -343,3 +346,14 @@ class EditMemory:
         if self._graph is not None and (id_ in self._oldest) != is_oldest:
             (self._oldest.add if is_oldest else self._oldest.remove)(id_)
             self._graph.touch(id_)
+
+
+def _whole_number(given: Any) -> int:
+    """An id; a truth value is none, though it has an index.
+
+    Raises:
+        TypeError: It is no id.
+    """
+    if isinstance(given, bool):
+        raise TypeError(given)
+    return operator.index(given)

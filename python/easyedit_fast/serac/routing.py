@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from easyedit_fast.requests import require_characters
 from easyedit_fast.serac.memory import EditMemory, Nearest
 from easyedit_fast.serac.scopes import AnyScope
 from easyedit_fast.serac.store import StoredEdit
@@ -43,7 +44,12 @@ class Router:
         """The route of each prompt: one pass of the encoder, and one product with the memory.
 
         A cross-encoder takes a pass for each of some nearest edits beside that.
+
+        Raises:
+            RequestError: A prompt holds half of a surrogate pair.
         """
+        for prompt in prompts:
+            require_characters(prompt, "prompt")
         if not len(self.memory):
             return [Route(None) for _ in prompts]
         found = self.memory.nearest(self.scope.embed(prompts), self.scope.candidates)
@@ -55,7 +61,11 @@ class Router:
 
         Those that a route looks at come first, the likeliest first: above the
         threshold it is the route's.
+
+        Raises:
+            RequestError: The prompt holds half of a surrogate pair.
         """
+        require_characters(prompt, "prompt")
         query = self.scope.embed([prompt])
         found = self.memory.nearest(query, max(count, self.scope.candidates))[0]
         likely = self.scope.similarities([prompt], [found])[0]

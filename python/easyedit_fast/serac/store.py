@@ -43,7 +43,6 @@ _BLOCK = 4096
 
 _REMEDIES = {
     "locked": "; another process keeps it; try again",
-    "closed database": "; the editor of this memory was closed; make a new one",
     "malformed": "; the file is damaged; take a copy of it that is whole",
 }
 """What to do where SQLite's error has some words."""
@@ -365,6 +364,10 @@ class SqliteStore:
         except sqlite3.Error as error:
             if "not a database" in str(error):
                 raise self._no_memory() from error
+            if "closed database" in str(error):
+                raise DataFileError(
+                    f"{self._path} was closed with its editor; make a new one"
+                ) from error
             remedy = next((told for what, told in _REMEDIES.items() if what in str(error)), "")
             raise DataFileError(f"{self._path}: {error}{remedy}") from error
 

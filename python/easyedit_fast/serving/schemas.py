@@ -53,7 +53,7 @@ ADVICE = {
     "logprobs": "is not supported; leave it out",
     "top_logprobs": "is not supported; leave it out",
     "logit_bias": "is not supported; leave it out",
-    "response_format": "is not known or not supported; leave it out",
+    "response_format": "must be {'type': 'text'}, or left out",
 }
 """What is said of a field that cannot be used, of all requests but edits."""
 
