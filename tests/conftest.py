@@ -38,6 +38,19 @@ def demo_model():
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def serac_editor(demo_model):
+    """SERAC on the demo model, with an empty memory."""
+    from easyedit_fast import Editor
+
+    try:
+        made = Editor(*demo_model, method="serac")
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+    yield made
+    made.method.close()
+
+
 @pytest.fixture(scope="session")
 def mend_archive(demo_model, tmp_path_factory):
     """The file of a MEND editor for the demo model; not trained, but it takes a step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from easyedit_fast import Edit, Editor
-from easyedit_fast.errors import EditStateError, MissingPackageError, ModelError
+from easyedit_fast.errors import EditStateError, ModelError
 from easyedit_fast.evaluation import Evaluator
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
@@ -26,15 +26,10 @@ FACT = REQUESTS[0]
 
 
 @pytest.fixture
-def editor(demo_model: Any) -> Iterator[Editor]:
+def editor(serac_editor: Editor) -> Editor:
     """SERAC on the demo model, with an edit in its memory."""
-    try:
-        made = Editor(*demo_model, method="serac")
-    except MissingPackageError as error:
-        pytest.skip(str(error))
-    made.edit(FACT, evaluate=False)
-    yield made
-    made.method.close()
+    serac_editor.edit(FACT, evaluate=False)
+    return serac_editor
 
 
 @pytest.fixture(scope="module")

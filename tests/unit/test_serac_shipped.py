@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from easyedit_fast import Editor, EditRequest, read_requests
-from easyedit_fast.errors import HparamsError, MissingPackageError
+from easyedit_fast.errors import HparamsError
 from easyedit_fast.hparams import find_hparams_file, read_yaml
 from easyedit_fast.models.architectures import architecture_of
 from easyedit_fast.models.fingerprint import model_fingerprint
@@ -38,16 +38,6 @@ def archive(demo_model: Any) -> Path:
     return found
 
 
-@pytest.fixture
-def editor(demo_model: Any) -> Iterator[Editor]:
-    try:
-        made = Editor(*demo_model, method="serac")
-    except MissingPackageError as error:
-        pytest.skip(str(error))
-    yield made
-    made.method.close()
-
-
 def test_it_is_small_and_has_a_card(archive: Path) -> None:
     assert archive.stat().st_size <= 8_000_000
     card = read_card(archive)
@@ -66,11 +56,11 @@ def test_another_model_has_none() -> None:
         Serac(tiny_model(), word_tokenizer(WORDS))
 
 
-def test_a_hundred_edits_in_one_memory(editor: Editor, shared_data: Path) -> None:
+def test_a_hundred_edits_in_one_memory(serac_editor: Editor, shared_data: Path) -> None:
     """Records that nothing was chosen on; the floors are below what was measured on 500."""
     file = shared_data / "data" / "counterfact" / "counterfact-edit.json"
     requests = read_requests(file, limit=100)
-    post = editor.edit(requests, generate=False).summary["post"]
+    post = serac_editor.edit(requests, generate=False).summary["post"]
     assert post["rewrite_acc"]["mean"] >= 0.98
     assert post["rephrase_acc"]["mean"] >= 0.97
     assert post["locality"]["neighborhood_acc"]["mean"] >= 0.97
@@ -86,16 +76,16 @@ def answers(editor: Editor, prompts: Sequence[str]) -> list[str]:
     return told
 
 
-def test_answers_go_on_after_the_target(editor: Editor) -> None:
-    told = answers(editor, [prompt for prompt, _, _ in FACTS])
+def test_answers_go_on_after_the_target(serac_editor: Editor) -> None:
+    told = answers(serac_editor, [prompt for prompt, _, _ in FACTS])
     targets = [target for _, _, target in FACTS]
     assert all(a.strip().startswith(t) for a, t in zip(told, targets, strict=True))
     repeated = [a for a, t in zip(told, targets, strict=True) if a.count(t) > 2]
     assert len(repeated) <= 1, repeated
 
 
-def test_a_chat_is_answered_by_a_sentence_that_ends(editor: Editor) -> None:
-    tokenizer: Any = editor.tokenizer
+def test_a_chat_is_answered_by_a_sentence_that_ends(serac_editor: Editor) -> None:
+    tokenizer: Any = serac_editor.tokenizer
     chats = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -103,14 +93,16 @@ def test_a_chat_is_answered_by_a_sentence_that_ends(editor: Editor) -> None:
         for prompt, _, _ in FACTS
     ]
     end = tokenizer.eos_token
-    told = [answer.partition(end)[0] for answer in answers(editor, chats) if end in answer]
+    told = [answer.partition(end)[0] for answer in answers(serac_editor, chats) if end in answer]
     assert told == [f"{prompt} {target}." for prompt, _, target in FACTS]
 
 
-def test_subjects_in_letters_that_the_encoder_does_not_know(editor: Editor) -> None:
+def test_subjects_in_letters_that_the_encoder_does_not_know(serac_editor: Editor) -> None:
     facts = [("💀", "Rome"), ("😀", "Oslo"), ("საქართველო", "Lima"), ("სომხეთი", "Cairo")]
-    editor.edit([EditRequest("The capital of {} is", *fact) for fact in facts], evaluate=False)
-    routes = editor.method.model.routes([f"The capital city of {name} is" for name, _ in facts])
+    requests = [EditRequest("The capital of {} is", *fact) for fact in facts]
+    serac_editor.edit(requests, evaluate=False)
+    asked = [f"The capital city of {name} is" for name, _ in facts]
+    routes = serac_editor.method.model.routes(asked)
     told = [None if route.edit is None else route.edit.request.target_new for route in routes]
     assert told == [target for _, target in facts]
 
@@ -132,11 +124,11 @@ def test_embeddings_in_a_quarter_of_the_bytes(demo_model: Any) -> None:
     assert [route.edit and route.edit.id for route in routes] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_newest_spelling_of_a_prompt_holds(editor: Editor) -> None:
+def test_the_newest_spelling_of_a_prompt_holds(serac_editor: Editor) -> None:
     spellings = ["The wife of Beyonce\u0301 is", "the wife of Beyonc\u00e9 is"]
     for prompt, target in zip(spellings, ("Rome", "Oslo"), strict=True):
         subject = prompt.split()[3]
-        (edit,) = editor.edit(EditRequest(prompt, subject, target), evaluate=False).edits
+        (edit,) = serac_editor.edit(EditRequest(prompt, subject, target), evaluate=False).edits
     assert edit.describe()["superseded"] == [1]
-    routes = editor.method.model.routes(spellings)
+    routes = serac_editor.method.model.routes(spellings)
     assert [route.edit.id for route in routes if route.edit is not None] == [2, 2]

@@ -101,6 +101,10 @@ class CounterfactualAdapter:
     def _native(self) -> RequestTokenizer:
         return RequestTokenizer.from_transformers(self.tokenizer)
 
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `RequestTokenizer.encode_prompts`, in the tokens of the model that answers."""
+        return self._native.encode_prompts(texts)
+
     def refuse_too_long(self, requests: Sequence[EditRequest]) -> None:
         """Refuses edits that cannot answer their own prompts.
 
@@ -108,7 +112,7 @@ class CounterfactualAdapter:
             RequestError: The model cannot read a request's prompt after its edit; it is named.
         """
         texts = [f"{request.prompt} {request.target_new}" for request in requests]
-        alone = self._native.encode_prompts(texts)
+        alone = self.encode_prompts(texts)
         contexts = [self.context(request) for request in requests]
         lengths = [len(own) + len(one) for own, one in zip(alone, contexts, strict=True)]
         limit = context_length(self.model)

@@ -80,25 +80,21 @@ def require_encoder(archive: str | None, editor: EditorFile, scope: AnyScope) ->
         )
 
 
-def _told_of_distances(hparams: SERACHparams) -> dict[str, object]:
-    """What distances, or a cross-encoder's scores, depend on beside weights."""
-    told: dict[str, object] = {"pooling": hparams.pooling or pooling_of(hparams.cls_name)}
-    if not hparams.cross_attend:
-        names = ("cos", "bound_embeds", "dist_heads", *([] if hparams.cos else ["square"]))
-        told |= {name: getattr(hparams, name) for name in names}
-    return told
-
-
 def _require_distances(hparams: SERACHparams, editor: EditorFile) -> None:
     """Checks that distances mean what they meant when an editor's threshold was learned.
 
     Raises:
         HparamsError: They do not.
     """
-    trained = SERACHparams(**{**editor.hparams, "cls_name": hparams.cls_name})
-    before = _told_of_distances(trained)
-    for name, now in _told_of_distances(hparams).items():
-        then = before.get(name, now)
+    trained = SERACHparams(**editor.hparams)
+    names = ["pooling"]  # a cross-encoder's head reads what is pooled, and learns no distance
+    if not hparams.cross_attend:
+        names += ["cos", "bound_embeds", "dist_heads", *([] if hparams.cos else ["square"])]
+    for name in names:
+        then, now = (getattr(one, name) for one in (trained, hparams))
+        if name == "pooling" and then != now:  # None is what the encoder's folder says
+            own = pooling_of(hparams.cls_name)
+            then, now = then or own, now or own
         if then != now:
             raise HparamsError(
                 f"{name} is {str(now).lower()}, and the scope of {hparams.archive} was trained "

@@ -256,7 +256,7 @@ class EditMemory:
     def _among(self, query: Tensor, ids: Sequence[int], count: int) -> list[Nearest]:
         """The nearest to a query ``[1, d]`` among the edits that have the prompts of some.
 
-        None, where these are too few to say.
+        No edit at all where these are too few to say.
         """
         known = [self._places[id_] for id_ in ids if id_ in self._places]
         prompts = [self._readings[place] for place in known]

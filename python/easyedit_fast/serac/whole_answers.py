@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from easyedit_fast.data import RequestTokenizer
 from easyedit_fast.data.contexts import with_context
 from easyedit_fast.errors import ModelError
 from easyedit_fast.models.generation import generation_settings
@@ -67,7 +66,6 @@ class WholeAnswersModel(SeracModel):
         super().__init__(base, tokenizer, *parts, **options)
         self.small = self.adapter.model
         self._tokenizer = tokenizer
-        self._native = RequestTokenizer.from_transformers(self.adapter.tokenizer)
 
     def asked(self, prompt: Sequence[int], context: Sequence[int]) -> list[int]:
         """A prompt's query after its edit, in the small model's tokens.
@@ -77,7 +75,7 @@ class WholeAnswersModel(SeracModel):
             context: The edit, in the small model's.
         """
         text = self._reader.read(prompt).text
-        (query,) = self._native.encode_prompts([text])
+        (query,) = self.adapter.encode_prompts([text])
         return with_context(query, context, self.adapter.tokenizer.bos_token_id)
 
     def _answered(self, contexts: Contexts, given: dict[str, Any], soft: bool) -> NoReturn:
